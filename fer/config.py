@@ -1,0 +1,284 @@
+"""Settings: frozen dataclasses that are the command line, the record of a run and a checkpoint's config.json.
+
+Each field's docstring line becomes its ``--help``. ``RECIPES`` holds the named configurations.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fer.errors import ConfigError
+
+__all__ = [
+    "RECIPES",
+    "Config",
+    "ModelConfig",
+    "Preprocessing",
+    "TrainConfig",
+    "from_dict",
+    "recipe",
+    "to_dict",
+]
+
+T = typing.TypeVar("T")
+
+Trunk = Literal["vgg16", "cnn", "guide-cnn"]
+Head = Literal["cp-trl", "tucker-trl", "tt-trl", "fc", "gap"]
+TestTimeAugmentation = Literal["none", "flip", "ten-crop"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How the pixels of a face become the network's input; see :mod:`fer.preprocessing`."""
+
+    size: int = 48
+    """side of the square input, in pixels"""
+    channels: int = 1
+    """1 for grey, 3 for grey repeated over RGB"""
+    mean: float = 0.508
+    """subtracted from grey values scaled to 0..1 (FER2013's own mean by default)"""
+    std: float = 0.255
+    """the difference is divided by this (FER2013's own standard deviation by default)"""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 16, f"size must be at least 16 pixels, not {self.size}")
+        _require(self.channels in (1, 3), f"channels must be 1 or 3, not {self.channels}")
+        _require(self.std > 0, f"std must be positive, not {self.std}")
+
+
+#: Grey equivalent of torchvision's ImageNet normalisation: the averages of its three means and deviations.
+IMAGENET_GREY = Preprocessing(mean=0.449, std=0.226)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: a convolutional trunk and the head that maps its activation tensor to seven logits."""
+
+    trunk: Trunk = "vgg16"
+    """convolutional part"""
+    head: Head = "cp-trl"
+    """cp-trl, tucker-trl and tt-trl are tensor regression layers; fc is VGG's three fully connected layers; gap is
+    global average pooling and one linear layer"""
+    rank: int = 32
+    """rank of the tensor regression layer"""
+    tensor_dropout: float = 0.1
+    """probability with which each rank component is dropped in training"""
+    dropout: float = 0.5
+    """probability of ordinary dropout in the fc head"""
+    poolings: int = 4
+    """vgg16 only: how many of its five max-poolings to keep (at 48 pixels: 4 give 512x3x3, 3 give 512x6x6)"""
+    batch_norm: bool = True
+    """vgg16 only: BatchNorm after each convolution"""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, f"rank must be at least 1, not {self.rank}")
+        _require(0 <= self.tensor_dropout < 1, f"tensor dropout must be in [0, 1), not {self.tensor_dropout}")
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
+        _require(1 <= self.poolings <= 5, f"poolings must be 1 to 5, not {self.poolings}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained."""
+
+    data: str = "data"
+    """FER2013: a .csv, .zip or .tar.gz, Kaggle's image folder, a folder that holds one of these, or 'synthetic'"""
+    output: str = ""
+    """folder of the run; runs/RECIPE by default"""
+    resume: bool = False
+    """go on from the last whole epoch in the output folder"""
+    seed: int = 0
+    """decides initial weights, order, views, mixup and dropout"""
+
+    epochs: int = 40
+    """passes over the training images"""
+    batch_size: int = 64
+    """images a step, over all processes together"""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd is SGD with Nesterov momentum 0.9"""
+    lr: float = 0.02
+    """peak learning rate of the head (of the whole network where trunk_lr is not given)"""
+    trunk_lr: float | None = None
+    """peak learning rate of the trunk"""
+    weight_decay: float = 5e-4
+    """decay of weights with two or more dimensions; biases and BatchNorm have none"""
+    head_epochs: float = 0.0
+    """epochs at the start in which the trunk is frozen"""
+    freeze_trunk: bool = False
+    """train the head alone, on features computed once and kept in the cache"""
+    warmup: float = 0.05
+    """share of all steps in which the learning rate rises; it then falls along a cosine"""
+    clip: float = 5.0
+    """largest norm of the gradient; 0 for no clipping"""
+    ema: float = 0.999
+    """decay a step of the averaged weights that are evaluated and kept; 0 to keep the weights themselves"""
+
+    label_smoothing: float = 0.1
+    """share of each target spread over all classes"""
+    ferplus: float = 0.0
+    """share of each target taken from the ten FER+ votes (needs fer2013new.csv beside the data)"""
+    mixup: float = 0.0
+    """alpha of mixup's Beta distribution; 0 for none"""
+    mixup_off: int = 0
+    """epochs at the end without mixup"""
+    drop_copies: bool = True
+    """leave out training images that repeat an earlier one to the pixel"""
+
+    flip: bool = True
+    """mirror half of the views"""
+    shift: float = 0.1
+    """largest shift of a view, as a share of its side"""
+    scale: float = 0.2
+    """views are scaled by 1 - scale to 1 + scale"""
+    rotation: float = 15.0
+    """largest rotation of a view, degrees"""
+    brightness: float = 0.2
+    """largest relative change of brightness and of contrast"""
+    erase: float = 0.25
+    """probability that a rectangle of a view is erased"""
+
+    weights: str = "none"
+    """start of the trunk: none, imagenet (torchvision's download), or a .safetensors or .pth file with VGG16's
+    convolutional layers under torchvision's names"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 needs a CPU with AVX512-BF16 or AMX, or a GPU; fp16 needs a GPU"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    threads: int = 0
+    """CPU threads for training; 0 leaves the choice to PyTorch"""
+    workers: int = 1
+    """processes that prepare batches; 0 prepares them in the training process"""
+    tta: TestTimeAugmentation = "flip"
+    """views averaged in each epoch's validation"""
+    limit: int = 0
+    """train on the first so many images only, for trials; 0 for all"""
+    half: bool = True
+    """store the checkpoint's weights in float16"""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
+        _require(self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}")
+        _require(self.lr > 0, f"lr must be positive, not {self.lr}")
+        _require(self.trunk_lr is None or self.trunk_lr > 0, f"trunk lr must be positive, not {self.trunk_lr}")
+        _require(0 <= self.head_epochs <= self.epochs, f"head epochs must be in [0, epochs], not {self.head_epochs}")
+        _require(0 <= self.warmup < 1, f"warmup must be in [0, 1), not {self.warmup}")
+        _require(0 <= self.ema < 1, f"ema must be in [0, 1), not {self.ema}")
+        _require(0 <= self.label_smoothing < 1, f"label smoothing must be in [0, 1), not {self.label_smoothing}")
+        _require(0 <= self.ferplus <= 1, f"ferplus must be in [0, 1], not {self.ferplus}")
+        _require(self.mixup >= 0, f"mixup must not be negative, not {self.mixup}")
+        _require(
+            not (self.freeze_trunk and self.head_epochs),
+            "freeze_trunk trains the head alone throughout; leave head_epochs at 0",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A named model and how to train it."""
+
+    name: str
+    model: ModelConfig
+    training: TrainConfig
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run keeps its state and logs."""
+        return Path(self.training.output or f"runs/{self.name}")
+
+
+RECIPES: dict[str, Config] = {
+    recipe.name: recipe
+    for recipe in (
+        Config(
+            name="vgg16-cp-trl",
+            model=ModelConfig(rank=32, tensor_dropout=0.1, preprocessing=IMAGENET_GREY),
+            training=TrainConfig(weights="imagenet"),
+        ),
+        Config(
+            name="cnn-cp-trl",
+            model=ModelConfig(trunk="cnn", rank=32, tensor_dropout=0.1),
+            training=TrainConfig(epochs=60, lr=0.1),
+        ),
+        Config(
+            name="guide-vgg16",
+            model=ModelConfig(
+                rank=10_000,
+                tensor_dropout=0.4,
+                poolings=5,
+                batch_norm=False,
+                preprocessing=dataclasses.replace(IMAGENET_GREY, size=224),
+            ),
+            training=TrainConfig(
+                weights="imagenet", freeze_trunk=True, epochs=10, optimizer="adamw", lr=1e-3, weight_decay=1e-2
+            ),
+        ),
+        Config(
+            name="guide-cnn",
+            model=ModelConfig(
+                trunk="guide-cnn",
+                rank=100,
+                tensor_dropout=0.0,
+                preprocessing=Preprocessing(size=32, channels=3),
+            ),
+            training=TrainConfig(epochs=30, optimizer="adamw", lr=1e-3, weight_decay=1e-2),
+        ),
+    )
+}
+
+
+def recipe(name: str) -> Config:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: there is none; the message lists those there are.
+    """
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise ConfigError(f"unknown recipe {name!r}; known are {', '.join(RECIPES)}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain dicts, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+    """The inverse of :func:`to_dict`, strict: every field must be there, none may be unknown, types must fit.
+
+    Raises:
+        ConfigError: a field is missing, unknown or of the wrong type, or the values contradict each other.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    _require(isinstance(values, dict), f"{cls.__name__} must be an object, not {type(values).__name__}")
+    missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
+    _require(not missing, f"{cls.__name__} lacks {', '.join(missing)}")
+    _require(not unknown, f"{cls.__name__} has unknown {', '.join(unknown)}")
+    return cls(**{name: _coerce(hints[name], values[name], f"{cls.__name__}.{name}") for name in names})
+
+
+def _coerce(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast(type[Any], kind), value)
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        _require(value in choices, f"{where} must be one of {', '.join(map(str, choices))}, not {value!r}")
+        return value
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if kind is float and type(value) is int:
+        return float(value)
+    _require(type(value) is kind, f"{where} must be {kind.__name__}, not {value!r}")
+    return value
