@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fer.errors import ConfigError
 
 __all__ = [
+    "IMAGENET_GREY",
     "RECIPES",
     "Config",
     "ModelConfig",
@@ -141,7 +142,7 @@ class TrainConfig:
     """views are scaled by 1 - scale to 1 + scale"""
     rotation: float = 15.0
     """largest rotation of a view, degrees"""
-    brightness: float = 0.2
+    brightness: float = 0.15
     """largest relative change of brightness and of contrast"""
     erase: float = 0.25
     """probability that a rectangle of a view is erased"""
@@ -186,6 +187,7 @@ class Config:
     """A named model and how to train it."""
 
     name: str
+    """name of the run and of its checkpoint"""
     model: ModelConfig
     training: TrainConfig
 
@@ -201,12 +203,23 @@ RECIPES: dict[str, Config] = {
         Config(
             name="vgg16-cp-trl",
             model=ModelConfig(rank=32, tensor_dropout=0.1, preprocessing=IMAGENET_GREY),
-            training=TrainConfig(weights="imagenet"),
+            training=TrainConfig(
+                weights="imagenet",
+                epochs=14,
+                optimizer="adamw",
+                lr=1e-3,
+                trunk_lr=3e-4,
+                weight_decay=0.05,
+                head_epochs=0.1,
+                scale=0.15,
+                rotation=12.0,
+                erase=0.15,
+            ),
         ),
         Config(
             name="cnn-cp-trl",
             model=ModelConfig(trunk="cnn", rank=32, tensor_dropout=0.1),
-            training=TrainConfig(epochs=60, lr=0.1),
+            training=TrainConfig(epochs=40, optimizer="adamw", lr=2e-3, weight_decay=0.05, erase=0.15),
         ),
         Config(
             name="guide-vgg16",

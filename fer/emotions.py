@@ -23,7 +23,7 @@ class Emotion(IntEnum):
 
     @property
     def color(self) -> tuple[int, int, int]:
-        """sRGB colour, 0..255, from a palette that the colour-blind can tell apart (Okabe and Ito, 2008)."""
+        """SRGB colour, 0..255, from a palette that the colour-blind can tell apart (Okabe and Ito, 2008)."""
         return _COLORS[self]
 
     @classmethod

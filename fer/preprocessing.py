@@ -31,7 +31,9 @@ def resize_face(face: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return resized.astype(np.uint8, copy=False)
 
 
-def prepare(faces: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def prepare(
+    faces: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], preprocessing: Preprocessing
+) -> NDArray[np.float32]:
     """Faces as the network's input.
 
     Args:
