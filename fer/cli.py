@@ -1,0 +1,267 @@
+"""Facial expression recognition with tensor regression layers."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
+
+from fer.config import RECIPES, Config, TestTimeAugmentation
+from fer.errors import FerError
+
+# A command imports its heavy modules when it runs, so that `fer --help` is quick.
+
+__all__ = ["main"]
+
+Split = Literal["train", "val", "test"]
+DetectorName = Literal["auto", "retinaface", "yunet"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The exit status: 0, 1 where some input could not be processed, 2 for an error that the package raises on
+        purpose (its message goes to stderr), 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(_COMMANDS, "fer", __doc__ or "", arguments)
+    except FerError as error:
+        print(f"fer: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(commands: Any, prog: str, description: str, arguments: list[str]) -> int:
+    markers = (OmitArgPrefixes, OmitSubcommandPrefixes)
+    return int(tyro.cli(commands, prog=prog, description=description, args=arguments, config=markers))
+
+
+def train(config: Config) -> int:
+    """Train a recipe, evaluate it and write its checkpoint with model card and plots."""
+    from rich.console import Console
+
+    from fer import dataset
+    from fer.evaluation import finish, render
+    from fer.training import fit
+
+    folder = fit(config)
+    if folder is not None:  # else another process of this run does the rest
+        command = f"fer train {shlex.join(sys.argv[2:])}"
+        report = finish(folder, dataset.load(config.training.data), tta=config.training.tta, command=command)
+        Console().print(render(report))
+        print(folder)
+    return 0
+
+
+def evaluate(
+    name: Positional[str],
+    *,
+    data: str = "data",
+    split: Split = "val",
+    tta: TestTimeAugmentation = "flip",
+    output: Path | None = None,
+    predictions: Path | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> int:
+    """Measure a checkpoint on a split of FER2013.
+
+    Args:
+        name: a shipped checkpoint or a folder
+        data: FER2013 in any of its forms, or 'synthetic'
+        split: val is PublicTest, test is PrivateTest
+        tta: views averaged for each face
+        output: folder for metrics.json, confusion.png and reliability.png
+        predictions: CSV file with a row of seven probabilities for each image
+        batch_size: faces at a time
+        device: auto, cpu, cuda or mps
+    """
+    from rich.console import Console
+
+    from fer import dataset, evaluation
+    from fer.checkpoint import load_checkpoint
+
+    report = evaluation.evaluate(
+        load_checkpoint(name, device=device),
+        dataset.load(data),
+        split=split,
+        tta=tta,
+        output=output,
+        predictions=predictions,
+        batch_size=batch_size,
+    )
+    Console().print(evaluation.render(report))
+    return 0
+
+
+def predict(
+    paths: Positional[tuple[Path, ...]],
+    *,
+    checkpoint: str = "vgg16-cp-trl",
+    out: Path | None = None,
+    annotate: Path | None = None,
+    device: str = "auto",
+    detector: DetectorName = "auto",
+    detector_model: Path | None = None,
+    threshold: float = 0.6,
+    tta: TestTimeAugmentation = "flip",
+    batch_size: int = 64,
+) -> int:
+    """Recognise the expressions of all faces in images and folders of images.
+
+    Args:
+        paths: image files and folders
+        checkpoint: a shipped checkpoint or a folder
+        out: write a row for each face to this .csv or .jsonl file
+        annotate: write copies with boxes and labels into this folder
+        device: auto, cpu, cuda or mps
+        detector: auto is yunet where its file is, else retinaface
+        detector_model: a YuNet .onnx file
+        threshold: smallest score of a face
+        tta: views averaged for each face
+        batch_size: faces at a time
+    """
+    from fer.predict import predict
+
+    return predict(
+        paths,
+        checkpoint=checkpoint,
+        out=out,
+        annotate=annotate,
+        device=device,
+        detector=detector,
+        detector_model=detector_model,
+        threshold=threshold,
+        tta=tta,
+        batch_size=batch_size,
+    )
+
+
+def models(recipe: Positional[Literal[tuple(RECIPES)] | None] = None, *, layers: bool = False, rank: int = 100) -> int:  # type: ignore[valid-type]
+    """Where networks keep their parameters, and what a tensor regression layer leaves of them.
+
+    Args:
+        recipe: only this one, layer by layer
+        layers: show each layer's output shape
+        rank: of the layer that takes the ImageNet classifiers' place
+    """
+    from rich.console import Console
+
+    from fer.parameters import layer_table, parameter_table
+
+    console = Console()
+    if recipe is not None or layers:
+        for name in [recipe] if recipe else RECIPES:
+            console.print(layer_table(RECIPES[name].model, name))
+    else:
+        console.print(*parameter_table(rank), sep="\n")
+    return 0
+
+
+def data_check(path: Positional[str] = "data") -> int:
+    """Count a dataset's images, copies and flat images, and warn of filtered copies.
+
+    Args:
+        path: FER2013 in any of its forms, or 'synthetic'
+    """
+    from rich.console import Console
+
+    from fer.dataset import load
+    from fer.dataset_check import check, render
+
+    Console().print(render(check(load(path))))
+    return 0
+
+
+def data_download(target: Positional[Path] = Path("data")) -> int:
+    """Fetch FER2013 from Kaggle (needs `pip install "fer-trl[data]"` and a Kaggle account).
+
+    Args:
+        target: folder to put it in
+    """
+    from fer import dataset
+
+    print(dataset.download(target))
+    return 0
+
+
+def detector_download(version: Literal["2026may", "2023mar"] = "2026may") -> int:
+    """Fetch the YuNet face detector from OpenCV's model zoo and verify it.
+
+    Args:
+        version: release of the model
+    """
+    from fer.faces import download_yunet
+
+    print(download_yunet(version))
+    return 0
+
+
+def app(
+    *,
+    checkpoint: str = "vgg16-cp-trl",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str = "auto",
+    detector: DetectorName = "auto",
+    detector_model: Path | None = None,
+    open_browser: bool = False,
+) -> int:
+    """Serve the web page: photographs and live webcam.
+
+    Args:
+        checkpoint: a shipped checkpoint or a folder
+        host: address to listen on; 0.0.0.0 lets other machines in
+        port: port to listen on
+        device: auto, cpu, cuda or mps
+        detector: auto is yunet where its file is, else retinaface
+        detector_model: a YuNet .onnx file
+        open_browser: open the page in the browser
+    """
+    from fer.web import launch
+
+    return launch(
+        checkpoint=checkpoint,
+        host=host,
+        port=port,
+        device=device,
+        detector=detector,
+        detector_model=detector_model,
+        open_browser=open_browser,
+    )
+
+
+def _group(commands: dict[str, Callable[..., int]]) -> Any:
+    """A choice of subcommands as tyro wants it, a union; it takes no union of one."""
+    return Union[tuple(Annotated[Any, subcommand(name, constructor=run)] for name, run in commands.items())]  # noqa: UP007
+
+
+def _nested(doc: str, choice: Any) -> Callable[..., int]:
+    def run(command: Any) -> int:
+        return int(command)
+
+    run.__doc__, run.__annotations__["command"] = doc, choice
+    return run
+
+
+train.__annotations__["config"] = tyro.extras.subcommand_type_from_defaults(
+    dict(RECIPES), {name: f"{r.model.trunk} trunk, {r.model.head} head" for name, r in RECIPES.items()}
+)
+
+_COMMANDS = _group(
+    {
+        "app": app,
+        "predict": predict,
+        "train": train,
+        "evaluate": evaluate,
+        "models": models,
+        "data": _nested("Check or download FER2013.", _group({"check": data_check, "download": data_download})),
+        "detector": _nested("The YuNet face detector.", detector_download),
+    }
+)

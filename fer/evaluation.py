@@ -1,0 +1,229 @@
+"""``evaluate``: a checkpoint's figures on a split, with plots, and the model card that states them."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from fer.checkpoint import Checkpoint, load_checkpoint, update_checkpoint
+from fer.config import TestTimeAugmentation
+from fer.dataset import Dataset, SplitName
+from fer.emotions import EMOTIONS
+from fer.inference import predict_logits, softmax
+from fer.metrics import fit_temperature, reliability, summarize
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+__all__ = ["evaluate", "finish", "render"]
+
+LABELS = [emotion.label for emotion in EMOTIONS]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    *,
+    split: SplitName = "val",
+    tta: TestTimeAugmentation = "flip",
+    output: Path | None = None,
+    predictions: Path | None = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Measure a checkpoint on a split.
+
+    Args:
+        checkpoint: from :func:`fer.load_checkpoint`; its temperature scales the logits.
+        data: from :func:`fer.dataset.load`.
+        split: train, val (PublicTest) or test (PrivateTest).
+        tta: views whose logits are averaged.
+        output: folder for metrics.json, confusion.png and reliability.png.
+        predictions: CSV file with one row an image, in the dataset's order: index, label, prediction, and the seven
+            probabilities.
+        batch_size: faces at a time.
+
+    Returns:
+        What :func:`fer.metrics.summarize` does, after the checkpoint's name, the data's, the split and the views.
+
+    Raises:
+        DatasetError: the data lacks that split.
+    """
+    faces = data.split(split)
+    logits = predict_logits(
+        checkpoint.model,
+        faces.images,
+        checkpoint.config.model.preprocessing,
+        tta=tta,
+        batch_size=batch_size,
+        progress=f"{checkpoint.name} on {split}",
+    )
+    return _report(checkpoint, data, split, tta, softmax(logits, checkpoint.temperature), output, predictions)
+
+
+def finish(folder: Path, data: Dataset, *, tta: TestTimeAugmentation, command: str) -> dict[str, Any]:
+    """Make a freshly trained checkpoint complete: temperature, metrics.json, plots and model card.
+
+    The temperature is fitted on the leak-free part of val.
+
+    Args:
+        folder: the checkpoint's.
+        data: what it was trained on.
+        tta: views whose logits are averaged.
+        command: the command line that trained it, for the card.
+    """
+    checkpoint = load_checkpoint(folder, device="auto")
+    val = data.split("val")
+    preprocessing = checkpoint.config.model.preprocessing
+    logits = predict_logits(checkpoint.model, val.images, preprocessing, tta=tta, progress="evaluation")
+    temperature = fit_temperature(logits[~val.leaked], val.labels[~val.leaked])
+    report = _report(checkpoint, data, "val", tta, softmax(logits, temperature), folder, None)
+    report["uncalibrated_ece"] = summarize(softmax(logits), val.labels)["ece"]
+    update_checkpoint(folder, temperature=temperature, metrics=report)
+    (folder / "README.md").write_text(_card(load_checkpoint(folder), report, command), encoding="utf-8")
+    return report
+
+
+def render(report: dict[str, Any]) -> Table:
+    """A report as a table for the terminal."""
+    table = Table(title=f"{report['checkpoint']} on {report['data']} {report['split']}, tta {report['tta']}")
+    for name in ("class", "precision", "recall", "f1", "images"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name, row in report["per_class"].items():
+        table.add_row(name, *(f"{row[key]:.1%}" for key in ("precision", "recall", "f1")), str(row["support"]))
+    table.add_section()
+    for key in ("accuracy", "leak_free_accuracy", "macro_f1", "nll", "ece"):
+        if key in report:
+            value = f"{report[key]:.4f}" if key in ("nll", "ece") else f"{report[key]:.2%}"
+            table.add_row(key, "", "", value, str(report["n"]) if key == "accuracy" else "")
+    return table
+
+
+def _report(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    split: SplitName,
+    tta: TestTimeAugmentation,
+    probabilities: NDArray[np.float32],
+    output: Path | None,
+    predictions: Path | None,
+) -> dict[str, Any]:
+    faces = data.split(split)
+    known_leaks = faces.leaked if split != "train" and "train" in data.splits else None
+    report: dict[str, Any] = {"checkpoint": checkpoint.name, "data": data.name, "split": split, "tta": tta}
+    report |= summarize(probabilities, faces.labels, known_leaks)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _plot_confusion(np.array(report["confusion"]), output / "confusion.png")
+        _plot_reliability(probabilities, faces.labels, report["ece"], output / "reliability.png")
+    if predictions is not None:
+        _write_predictions(probabilities, faces.labels, predictions)
+    return report
+
+
+def _write_predictions(probabilities: NDArray[np.float32], labels: NDArray[np.int64], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["index", "label", "prediction", *LABELS])
+        for i, (row, label) in enumerate(zip(probabilities, labels, strict=True)):
+            writer.writerow([i, LABELS[label], LABELS[row.argmax()], *(f"{p:.6f}" for p in row)])
+
+
+def _plot_confusion(confusion: NDArray[np.int64], file: Path) -> None:
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    figure, axis = plt.subplots(figsize=(6, 5.4), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), share in np.ndenumerate(shares):
+        color = "white" if share > 0.5 else "black"
+        axis.text(j, i, f"{share:.0%}\n{confusion[i, j]}", ha="center", va="center", color=color, fontsize=8)
+    axis.set_xticks(range(len(LABELS)), LABELS, rotation=45)
+    axis.set_yticks(range(len(LABELS)), LABELS)
+    axis.set(xlabel="predicted", ylabel="label", title="Confusion: share of each label's images, and their number")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _plot_reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64], ece: float, file: Path) -> None:
+    confidence, accuracy, count = reliability(probabilities, labels)
+    figure, (axis, below) = plt.subplots(
+        2, 1, figsize=(5, 5.6), layout="constrained", sharex=True, height_ratios=(3, 1)
+    )
+    axis.plot((0, 1), (0, 1), "--", color="grey", label="perfect calibration")
+    axis.plot(confidence, accuracy, "o-", label=f"this model, ECE {ece:.3f}")
+    axis.set(ylabel="accuracy", ylim=(0, 1))
+    axis.legend()
+    below.bar((np.arange(len(count)) + 0.5) / len(count), count, width=0.9 / len(count))
+    below.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _card(checkpoint: Checkpoint, report: dict[str, Any], command: str) -> str:
+    model, training = checkpoint.config.model, checkpoint.config.training
+    size = sum(p.numel() for p in checkpoint.model.parameters())
+    head = sum(p.numel() for p in checkpoint.model.head.parameters())
+    shape = "x".join(map(str, checkpoint.model.trunk_shape()))
+    start = "ImageNet (VGG16)" if training.weights != "none" else "random weights"
+    rows = "\n".join(
+        f"| {name} | {row['precision']:.1%} | {row['recall']:.1%} | {row['f1']:.1%} | {row['support']} |"
+        for name, row in report["per_class"].items()
+    )
+    half = "float16, computed with in float32" if training.half else "float32"
+    return f"""# {checkpoint.name}
+
+Recognises seven facial expressions ({", ".join(LABELS)}) on a grey face of {model.preprocessing.size} pixels.
+
+| | |
+| --- | --- |
+| trunk | {model.trunk}, started from {start}, output {shape} |
+| head | {model.head}, rank {model.rank}, tensor dropout {model.tensor_dropout}: {head:,} parameters |
+| parameters | {size:,}, stored in {half} |
+| trained on | FER2013 Training{", without repeated images" if training.drop_copies else ""} |
+| temperature | {checkpoint.temperature:.3f} |
+
+## Measured
+
+On {report["data"]} PublicTest ({report["n"]:,} images), test-time augmentation `{report["tta"]}`:
+
+| accuracy | without leaked images | macro-F1 | negative log-likelihood | ECE | ECE before scaling |
+| --- | --- | --- | --- | --- | --- |
+| {report["accuracy"]:.2%} | {report["leak_free_accuracy"]:.2%} | {report["macro_f1"]:.2%} | {report["nll"]:.3f} \
+| {report["ece"]:.3f} | {report["uncalibrated_ece"]:.3f} |
+
+| class | precision | recall | F1 | images |
+| --- | --- | --- | --- | --- |
+{rows}
+
+`fer evaluate {checkpoint.name} --data PATH --split val --tta {report["tta"]}` prints these figures. Leaked images have
+a pixel-identical copy in Training. PublicTest without them also chose the epoch and the temperature, so the figures are
+slightly optimistic; `--split test` measures on PrivateTest, which nothing here has seen.
+
+![loss and accuracy](curves.png)
+![confusion](confusion.png)
+![reliability](reliability.png)
+
+## Made by
+
+```
+{command}
+```
+
+## Data and licence
+
+The weights come from FER2013 (Goodfellow et al. 2013), collected by web search for the ICML 2013 challenge and given
+for research; its images are not included{_imagenet_note(training.weights)}. The code is MIT-licensed; whoever uses the
+weights commercially should settle the data's terms for themselves.
+
+Labels say what annotators believed to see in a posed or caught moment, not what a person feels. Faces of FER2013 are
+unevenly distributed over age, sex and origin, and no fairness was measured. Not for decisions about people.
+"""
+
+
+def _imagenet_note(weights: str) -> str:
+    return ", and the trunk's start from ImageNet (research use)" if weights != "none" else ""
