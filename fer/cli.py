@@ -1,13 +1,12 @@
 """Facial expression recognition with tensor regression layers."""
 
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import tyro
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppress, subcommand
 
 from fer.config import RECIPES, Config, TestTimeAugmentation
 from fer.errors import FerError
@@ -52,9 +51,7 @@ def train(config: Config) -> int:
 
     folder = fit(config)
     if folder is not None:  # else another process of this run does the rest
-        command = f"fer train {shlex.join(sys.argv[2:])}"
-        report = finish(folder, dataset.load(config.training.data), tta=config.training.tta, command=command)
-        Console().print(render(report))
+        Console().print(render(finish(folder, dataset.load(config.training.data))))
         print(folder)
     return 0
 
@@ -199,7 +196,7 @@ def detector_download(version: Literal["2026may", "2023mar"] = "2026may") -> int
     """
     from fer.faces import download_yunet
 
-    print(download_yunet(version))
+    print(download_yunet(version=version))
     return 0
 
 
@@ -238,8 +235,9 @@ def app(
 
 
 def _group(commands: dict[str, Callable[..., int]]) -> Any:
-    """A choice of subcommands as tyro wants it, a union; it takes no union of one."""
-    return Union[tuple(Annotated[Any, subcommand(name, constructor=run)] for name, run in commands.items())]  # noqa: UP007
+    """A choice of subcommands as tyro wants it: a union, which Python lets have no fewer than two members."""
+    choices = [Annotated[Any, subcommand(name, constructor=run)] for name, run in commands.items()]
+    return Union[tuple(choices + [Annotated[None, Suppress]] * (len(choices) == 1))]  # noqa: UP007 - made at run time
 
 
 def _nested(doc: str, choice: Any) -> Callable[..., int]:
@@ -262,6 +260,6 @@ _COMMANDS = _group(
         "evaluate": evaluate,
         "models": models,
         "data": _nested("Check or download FER2013.", _group({"check": data_check, "download": data_download})),
-        "detector": _nested("The YuNet face detector.", detector_download),
+        "detector": _nested("The YuNet face detector.", _group({"download": detector_download})),
     }
 )

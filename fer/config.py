@@ -4,6 +4,7 @@ Each field's docstring line becomes its ``--help``. ``RECIPES`` holds the named 
 """
 
 import dataclasses
+import shlex
 import types
 import typing
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ __all__ = [
     "ModelConfig",
     "Preprocessing",
     "TrainConfig",
+    "command_line",
     "from_dict",
     "recipe",
     "to_dict",
@@ -258,6 +260,30 @@ def recipe(name: str) -> Config:
         return RECIPES[name]
     except KeyError:
         raise ConfigError(f"unknown recipe {name!r}; known are {', '.join(RECIPES)}") from None
+
+
+def command_line(config: Config) -> str:
+    """The ``fer train`` command that stands for a configuration: the nearest recipe and what differs from it."""
+
+    def differences(recipe: Config) -> list[str]:
+        now, before = _flatten(to_dict(config)), _flatten(to_dict(recipe))
+        flags: list[str] = []
+        for key, value in now.items():
+            option = key.replace("_", "-")
+            if value == before[key] or key == "resume":
+                continue
+            flags += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
+        return flags
+
+    nearest = min(RECIPES.values(), key=lambda recipe: len(differences(recipe)))
+    return shlex.join(["fer", "train", nearest.name, *differences(nearest)])
+
+
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value) if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def to_dict(config: Any) -> dict[str, Any]:

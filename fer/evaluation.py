@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from fer.checkpoint import Checkpoint, load_checkpoint, update_checkpoint
-from fer.config import TestTimeAugmentation
+from fer.config import TestTimeAugmentation, command_line
 from fer.dataset import Dataset, SplitName
 from fer.emotions import EMOTIONS
 from fer.inference import predict_logits, softmax
@@ -65,7 +65,7 @@ def evaluate(
     return _report(checkpoint, data, split, tta, softmax(logits, checkpoint.temperature), output, predictions)
 
 
-def finish(folder: Path, data: Dataset, *, tta: TestTimeAugmentation, command: str) -> dict[str, Any]:
+def finish(folder: Path, data: Dataset) -> dict[str, Any]:
     """Make a freshly trained checkpoint complete: temperature, metrics.json, plots and model card.
 
     The temperature is fitted on the leak-free part of val.
@@ -73,18 +73,16 @@ def finish(folder: Path, data: Dataset, *, tta: TestTimeAugmentation, command: s
     Args:
         folder: the checkpoint's.
         data: what it was trained on.
-        tta: views whose logits are averaged.
-        command: the command line that trained it, for the card.
     """
     checkpoint = load_checkpoint(folder, device="auto")
     val = data.split("val")
-    preprocessing = checkpoint.config.model.preprocessing
+    preprocessing, tta = checkpoint.config.model.preprocessing, checkpoint.config.training.tta
     logits = predict_logits(checkpoint.model, val.images, preprocessing, tta=tta, progress="evaluation")
     temperature = fit_temperature(logits[~val.leaked], val.labels[~val.leaked])
     report = _report(checkpoint, data, "val", tta, softmax(logits, temperature), folder, None)
     report["uncalibrated_ece"] = summarize(softmax(logits), val.labels)["ece"]
     update_checkpoint(folder, temperature=temperature, metrics=report)
-    (folder / "README.md").write_text(_card(load_checkpoint(folder), report, command), encoding="utf-8")
+    (folder / "README.md").write_text(_card(load_checkpoint(folder), report), encoding="utf-8")
     return report
 
 
@@ -164,7 +162,7 @@ def _plot_reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int
     plt.close(figure)
 
 
-def _card(checkpoint: Checkpoint, report: dict[str, Any], command: str) -> str:
+def _card(checkpoint: Checkpoint, report: dict[str, Any]) -> str:
     model, training = checkpoint.config.model, checkpoint.config.training
     size = sum(p.numel() for p in checkpoint.model.parameters())
     head = sum(p.numel() for p in checkpoint.model.head.parameters())
@@ -211,7 +209,7 @@ slightly optimistic; `--split test` measures on PrivateTest, which nothing here 
 ## Made by
 
 ```
-{command}
+{command_line(checkpoint.config)}
 ```
 
 ## Data and licence
