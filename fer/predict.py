@@ -1,0 +1,256 @@
+"""``fer predict``: images and folders in; a table, CSV or JSON lines, and annotated copies out."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+from fer.config import TestTimeAugmentation
+from fer.drawing import draw_predictions
+from fer.emotions import EMOTIONS
+from fer.errors import ConfigError, ImageError
+from fer.faces import DetectorName
+from fer.images import image_files, read_image
+from fer.recognizer import EmotionRecognizer, FacePrediction
+
+__all__ = ["COLUMNS", "predict", "predict_with", "record"]
+
+#: Of the CSV file, and keys of the JSON lines.
+COLUMNS = (
+    *("file", "face", "x", "y", "width", "height", "detection", "emotion", "confidence"),
+    *(emotion.label for emotion in EMOTIONS),
+)
+
+#: What annotated copies are written as; a copy of anything else becomes a PNG.
+COPIED = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+#: An annotated copy is at least this long, pixels, so that its label can be read.
+LEGIBLE = 320
+
+Record = dict[str, str | int | float | None]
+
+
+def predict(
+    paths: tuple[Path, ...],
+    *,
+    checkpoint: str = "vgg16-cp-trl",
+    out: Path | None = None,
+    annotate: Path | None = None,
+    device: str = "auto",
+    detector: DetectorName = "auto",
+    detector_model: Path | None = None,
+    threshold: float = 0.6,
+    tta: TestTimeAugmentation = "none",
+    batch_size: int = 64,
+) -> int:
+    """Find the faces in images and tell their expressions.
+
+    Args:
+        paths: images, and folders to search for images
+        checkpoint: a shipped model's name, or a checkpoint's folder
+        out: file for the results: .csv, or .jsonl for JSON lines
+        annotate: folder for copies of the images with boxes and labels drawn
+        device: auto, cpu, cuda or mps
+        detector: face detector; auto takes yunet where its file is there, else retinaface
+        detector_model: YuNet's .onnx file
+        threshold: least score of a face, between 0 and 1
+        tta: views of each face that are averaged
+        batch_size: faces that go through the network together
+
+    Returns:
+        Exit status: 0, or 1 where an image could not be read or a copy could not be written.
+
+    Raises:
+        FerError: the checkpoint, the detector or a setting is not usable.
+    """
+    _check(paths, out, annotate, batch_size)
+    recognizer = EmotionRecognizer.load(
+        checkpoint, device=device, detector=detector, detector_model=detector_model, threshold=threshold, tta=tta
+    )
+    return predict_with(recognizer, paths, out=out, annotate=annotate, batch_size=batch_size)
+
+
+def predict_with(
+    recognizer: EmotionRecognizer,
+    paths: Sequence[Path],
+    *,
+    out: Path | None = None,
+    annotate: Path | None = None,
+    batch_size: int = 64,
+) -> int:
+    """As :func:`predict`, with a recogniser that is there already."""
+    _check(paths, out, annotate, batch_size)
+    failures: list[str] = []
+
+    def fail(message: str) -> None:
+        failures.append(message)
+        tqdm.write(f"fer: {message}", file=sys.stderr)
+
+    sources = _sources(paths, annotate, fail)
+    targets = _targets(sources, annotate) if annotate else {}
+    table = _table()
+    faces, images = 0, 0
+    results = recognizer.analyze_many(sources, batch_size=batch_size)
+    bar = tqdm(zip(sources, results, strict=True), total=len(sources), unit="img", disable=None, leave=False)
+    with _writer(out) as write:
+        for file, predictions in bar:
+            if isinstance(predictions, ImageError):
+                fail(str(predictions))
+                continue
+            faces, images = faces + len(predictions), images + 1
+            _add_rows(table, file, predictions)
+            for number, prediction in enumerate(predictions, start=1):
+                write(record(file, number, prediction))
+            if annotate:
+                try:
+                    _annotate(file, predictions, targets[file])
+                except (OSError, ImageError) as error:
+                    fail(f"cannot write {targets[file]}: {error}")
+    console = Console()
+    if table.row_count:
+        console.print(table)
+    console.print(f"{_count(faces, 'face')} in {_count(images, 'image')}", highlight=False)
+    return 1 if failures else 0
+
+
+def record(file: Path, number: int, prediction: FacePrediction) -> Record:
+    """A face as a row of the CSV file or a JSON line.
+
+    ``x``, ``y``, ``width`` and ``height`` are in pixels of the image as it is seen (turned by its EXIF orientation).
+    ``detection`` is the detector's score, 0..1, and None (an empty cell, null) where the image was taken whole.
+    """
+    face = prediction.face
+    values = (
+        *(str(file), number, *prediction.box, None if face.whole_image else round(face.score, 4)),
+        *(prediction.emotion.label, round(prediction.confidence, 6)),
+        *(round(probability, 6) for probability in prediction.probabilities.values()),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _check(paths: Sequence[Path], out: Path | None, annotate: Path | None, batch_size: int) -> None:
+    if not paths:
+        raise ConfigError("give at least one image or folder")
+    if out and out.suffix.lower() not in (".csv", ".jsonl"):
+        raise ConfigError(f"--out must end in .csv or .jsonl, not {out}")
+    if annotate and annotate.exists() and not annotate.is_dir():
+        raise ConfigError(f"--annotate must name a folder; {annotate} is a file")
+    if annotate and annotate.resolve() in {path.resolve() for path in paths if path.is_dir()}:
+        raise ConfigError(f"--annotate must name another folder than that of the images, {annotate}")
+    if batch_size < 1:
+        raise ConfigError(f"batch size must be at least 1, not {batch_size}")
+
+
+def _sources(paths: Sequence[Path], annotate: Path | None, fail: Callable[[str], None]) -> dict[Path, Path]:
+    """Image files, each with its name relative to the folder that was given, without earlier annotated copies."""
+    sources: dict[Path, Path] = {}
+    seen: set[Path] = set()
+    for path in paths:
+        try:
+            files = image_files([path])
+        except ImageError as error:
+            fail(str(error))
+            continue
+        if not files:
+            fail(f"there is no image in {path}")
+        for file in files:
+            resolved = file.resolve()
+            copied = annotate and file != path and resolved.is_relative_to(annotate.resolve())
+            if not copied and resolved not in seen:
+                seen.add(resolved)
+                sources[file] = Path(file.name) if file == path else file.relative_to(path)
+    return sources
+
+
+def _targets(sources: dict[Path, Path], folder: Path) -> dict[Path, Path]:
+    """Where each annotated copy goes: no two to the same place, and none over an input."""
+    taken = {_place(file) for file in sources}
+    targets = {}
+    for file, name in sources.items():
+        plain = folder / (name if name.suffix.lower() in COPIED else name.with_name(f"{name.name}.png"))
+        target, number = plain, 2
+        while _place(target) in taken:
+            target, number = plain.with_stem(f"{plain.stem}-{number}"), number + 1
+        taken.add(_place(target))
+        targets[file] = target
+    return targets
+
+
+def _place(file: Path) -> str:
+    return str(file.resolve()).casefold()  # some file systems do not tell cases apart
+
+
+def _annotate(file: Path, predictions: Sequence[FacePrediction], target: Path) -> None:
+    image = read_image(file)
+    factor = LEGIBLE / max(image.shape[:2])
+    if factor > 1:
+        height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+        x, y = width / image.shape[1], height / image.shape[0]
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+        predictions = [replace(p, face=p.face.scaled(x, y)) for p in predictions]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw_predictions(image, predictions)).save(target, quality=92)
+
+
+@contextmanager
+def _writer(out: Path | None) -> Iterator[Callable[[Record], Any]]:
+    """What writes a record to the file, if one is wanted. Names that are not UTF-8 keep their bytes in CSV."""
+    if out is None:
+        yield lambda _: None
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stream = out.open("w", encoding="utf-8", newline="", errors="surrogateescape")
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}") from error
+    with stream:
+        if out.suffix.lower() == ".csv":
+            rows = csv.DictWriter(stream, COLUMNS)
+            rows.writeheader()
+            yield rows.writerow
+        else:
+            yield lambda values: stream.write(json.dumps(values) + "\n")
+
+
+def _table() -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    for name in ("face", "box", "detection"):
+        table.add_column(name, justify="right")
+    table.add_column("emotion")
+    table.add_column("confidence", justify="right")
+    return table
+
+
+def _add_rows(table: Table, file: Path, predictions: Sequence[FacePrediction]) -> None:
+    name = Text(_printable(str(file)))
+    if not predictions:
+        table.add_row(name, "-", "", "", Text("no face", "dim"), "")
+    for number, prediction in enumerate(predictions, start=1):
+        x, y, width, height = prediction.box
+        detection = "whole image" if prediction.face.whole_image else f"{prediction.face.score:.2f}"
+        emotion = Text(prediction.emotion.label, f"rgb({','.join(map(str, prediction.emotion.color))})")
+        box = f"{width}x{height}{x:+d}{y:+d}"
+        table.add_row(name, str(number), box, detection, emotion, f"{prediction.confidence:.0%}")
+
+
+def _printable(text: str) -> str:
+    """With question marks for what standard output cannot show, such as bytes of a file name that is not UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
