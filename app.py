@@ -1,0 +1,8 @@
+"""The web page: ``python app.py --port 7861`` is ``fer app --port 7861``."""
+
+import sys
+
+from fer.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["app", *sys.argv[1:]]))
