@@ -12,11 +12,13 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -89,6 +91,7 @@ def load_checkpoint(name: str | Path, *, device: str = "cpu") -> Checkpoint:
 
     Raises:
         CheckpointError: nothing there, a damaged file, or weights that do not fit the configuration.
+        ConfigError: there is no such device.
     """
     folder = find_checkpoint(name)
     record = _read_json(folder / CONFIG)
@@ -104,7 +107,7 @@ def load_checkpoint(name: str | Path, *, device: str = "cpu") -> Checkpoint:
             f"{record['sha256'][:12]}..): it is damaged or was replaced; fetch the checkpoint again"
         )
     model = create_model(config.model)
-    _fill(model, load_file(weights), weights)
+    _fill(model, _read_weights(weights), weights)
     metrics = _read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
     model.eval().requires_grad_(False).to(_device(device))
     return Checkpoint(config.name, config, model, record["temperature"], folder, metrics)
@@ -150,6 +153,10 @@ def _parse(record: dict[str, Any], folder: Path) -> tuple[Config, list[str]]:
     lacking = {"name", "model", "training", "labels", "temperature", "sha256"} - record.keys()
     if lacking:
         raise CheckpointError(f"{where} lacks {', '.join(sorted(lacking))}: fetch the checkpoint again")
+    if not (isinstance(t := record["temperature"], int | float) and 0 < t < math.inf):
+        raise CheckpointError(f"{where}: temperature must be a positive number, not {t!r}")
+    if not isinstance(record["sha256"], str):
+        raise CheckpointError(f"{where}: sha256 must be a string, not {record['sha256']!r}")
     try:
         config = from_dict(Config, {key: record[key] for key in ("name", "model", "training")})
     except ConfigError as error:
@@ -171,9 +178,20 @@ def _fill(model: EmotionModel, state: dict[str, Tensor], file: Path) -> None:
     model.load_state_dict(state)
 
 
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"cannot read {file}: {error}; fetch the checkpoint again") from error
+
+
 def _device(device: str) -> torch.device:
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:  # whatever the missing backend raises, often at length
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"device {device!r} is not to be had here: {reason}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -24,12 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 where some input could not be processed, 2 for an error that the package raises on
-        purpose (its message goes to stderr), 130 after Ctrl-C.
+        purpose or the system raises about a file (the message goes to stderr), 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(_COMMANDS, "fer", __doc__ or "", arguments)
-    except FerError as error:
+    except (FerError, OSError) as error:  # OSError: a disk that is full, a file that may not be written
         print(f"fer: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -188,11 +188,11 @@ def data_download(target: Positional[Path] = Path("data")) -> int:
     return 0
 
 
-def detector_download(version: Literal["2026may", "2023mar"] = "2026may") -> int:
+def detector_download(version: Literal["2026may", "2023mar"] | None = None) -> int:
     """Fetch the YuNet face detector from OpenCV's model zoo and verify it.
 
     Args:
-        version: release of the model
+        version: release of the model; the newest that can be had by default
     """
     from fer.faces import download_yunet
 
@@ -208,6 +208,7 @@ def app(
     device: str = "auto",
     detector: DetectorName = "auto",
     detector_model: Path | None = None,
+    threshold: float = 0.6,
     open_browser: bool = False,
 ) -> int:
     """Serve the web page: photographs and live webcam.
@@ -215,10 +216,11 @@ def app(
     Args:
         checkpoint: a shipped checkpoint or a folder
         host: address to listen on; 0.0.0.0 lets other machines in
-        port: port to listen on
+        port: port to listen on; 0 takes any free one
         device: auto, cpu, cuda or mps
         detector: auto is yunet where its file is, else retinaface
         detector_model: a YuNet .onnx file
+        threshold: smallest score of a face
         open_browser: open the page in the browser
     """
     from fer.web import launch
@@ -230,6 +232,7 @@ def app(
         device=device,
         detector=detector,
         detector_model=detector_model,
+        threshold=threshold,
         open_browser=open_browser,
     )
 

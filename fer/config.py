@@ -87,6 +87,11 @@ class ModelConfig:
         _require(0 <= self.tensor_dropout < 1, f"tensor dropout must be in [0, 1), not {self.tensor_dropout}")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
         _require(1 <= self.poolings <= 5, f"poolings must be 1 to 5, not {self.poolings}")
+        _require(
+            self.trunk != "vgg16" or self.preprocessing.size >= 2**self.poolings,
+            f"{self.poolings} poolings leave nothing of {self.preprocessing.size} pixels: give fewer poolings or a "
+            "larger size",
+        )
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,12 @@ class TrainConfig:
         _require(0 <= self.ema < 1, f"ema must be in [0, 1), not {self.ema}")
         _require(0 <= self.label_smoothing < 1, f"label smoothing must be in [0, 1), not {self.label_smoothing}")
         _require(0 <= self.ferplus <= 1, f"ferplus must be in [0, 1], not {self.ferplus}")
-        _require(self.mixup >= 0, f"mixup must not be negative, not {self.mixup}")
+        for name in ("seed", "weight_decay", "clip", "mixup", "mixup_off", "rotation", "threads", "workers", "limit"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name.replace('_', ' ')} must not be negative, not {value}")
+        for name in ("shift", "scale", "brightness"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")
+        _require(0 <= self.erase <= 1, f"erase must be in [0, 1], not {self.erase}")
         _require(
             not (self.freeze_trunk and self.head_epochs),
             "freeze_trunk trains the head alone throughout; leave head_epochs at 0",
@@ -192,6 +202,12 @@ class Config:
     """name of the run and of its checkpoint"""
     model: ModelConfig
     training: TrainConfig
+
+    def __post_init__(self) -> None:
+        _require(
+            self.training.weights == "none" or self.model.trunk == "vgg16",
+            f"weights are there for the vgg16 trunk only; {self.model.trunk} starts with --weights none",
+        )
 
     @property
     def run_folder(self) -> Path:

@@ -34,7 +34,7 @@ class CheckpointError(FerError):
     """A checkpoint is missing, damaged or does not fit its configuration."""
 
 
-class ConfigError(FerError, ValueError):
+class ConfigError(FerError):
     """Settings contradict each other or are out of range."""
 
 

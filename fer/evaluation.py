@@ -182,7 +182,7 @@ Recognises seven facial expressions ({", ".join(LABELS)}) on a grey face of {mod
 | trunk | {model.trunk}, started from {start}, output {shape} |
 | head | {model.head}, rank {model.rank}, tensor dropout {model.tensor_dropout}: {head:,} parameters |
 | parameters | {size:,}, stored in {half} |
-| trained on | FER2013 Training{", without repeated images" if training.drop_copies else ""} |
+| trained on | {report["data"]} Training{", without repeated images" if training.drop_copies else ""} |
 | temperature | {checkpoint.temperature:.3f} |
 
 ## Measured
@@ -214,14 +214,18 @@ slightly optimistic; `--split test` measures on PrivateTest, which nothing here 
 
 ## Data and licence
 
-The weights come from FER2013 (Goodfellow et al. 2013), collected by web search for the ICML 2013 challenge and given
-for research; its images are not included{_imagenet_note(training.weights)}. The code is MIT-licensed; whoever uses the
-weights commercially should settle the data's terms for themselves.
-
-Labels say what annotators believed to see in a posed or caught moment, not what a person feels. Faces of FER2013 are
-unevenly distributed over age, sex and origin, and no fairness was measured. Not for decisions about people.
+{_terms(report["data"], training.weights)}
 """
 
 
-def _imagenet_note(weights: str) -> str:
-    return ", and the trunk's start from ImageNet (research use)" if weights != "none" else ""
+def _terms(data: str, weights: str) -> str:
+    if data != "FER2013":
+        return f"Trained on {data} data, to try things out: it says nothing of photographs. The code is MIT-licensed."
+    imagenet = ", and the trunk's start from ImageNet (research use)" if weights != "none" else ""
+    return f"""\
+The weights come from FER2013 (Goodfellow et al. 2013), collected by web search for the ICML 2013 challenge and given
+for research; its images are not included{imagenet}. The code is MIT-licensed; whoever uses the weights commercially
+should settle the data's terms for themselves.
+
+Labels say what annotators believed to see in a posed or caught moment, not what a person feels. Faces of FER2013 are
+unevenly distributed over age, sex and origin, and no fairness was measured. Not for decisions about people."""

@@ -20,7 +20,14 @@ from fer.emotions import EMOTIONS
 from fer.errors import CheckpointError
 from fer.trl import CPTRL, TTTRL, TensorRegressionLayer, TuckerTRL
 
-__all__ = ["EmotionModel", "create_model", "layer_shapes", "load_imagenet_trunk", "replace_classifier"]
+__all__ = [
+    "EmotionModel",
+    "create_model",
+    "layer_shapes",
+    "load_imagenet_trunk",
+    "parameter_count",
+    "replace_classifier",
+]
 
 TRL_HEADS: dict[str, type[TensorRegressionLayer]] = {layer.name: layer for layer in (CPTRL, TuckerTRL, TTTRL)}
 
@@ -204,6 +211,12 @@ def load_imagenet_trunk(trunk: nn.Sequential, source: str, faces: Tensor) -> Non
             raise CheckpointError(
                 f"{source} has no {error.args[0]}: expected VGG16's convolutional layers under torchvision's names"
             ) from None
+        inputs = conv.in_channels if index else 3
+        if weight.shape != (conv.out_channels, inputs, 3, 3) or bias.shape != (conv.out_channels,):
+            raise CheckpointError(
+                f"{source} has features.{index} of shape {tuple(weight.shape)}, expected "
+                f"{(conv.out_channels, inputs, 3, 3)}: it holds another network's weights, not VGG16's"
+            )
         if index == 0:
             weight, bias = _for_grey_normalisation(weight, bias)
             weight = weight if conv.in_channels == 3 else weight.sum(1, keepdim=True)
@@ -275,14 +288,22 @@ def layer_shapes(model: EmotionModel) -> list[tuple[str, str, torch.Size, int]]:
     rows: list[tuple[str, str, torch.Size, int]] = []
     ghost = copy.deepcopy(model).to("meta").eval()
     for name, module in ghost.named_modules():
-        if isinstance(module, TensorRegressionLayer) or not any(True for _ in module.children()):
-            size = sum(parameter.numel() for parameter in module.parameters())
+        if not any(True for _ in module.children()) and not isinstance(module, nn.Sequential):  # an empty shortcut
 
-            def note(module: nn.Module, _: Any, output: Tensor, name: str = name, size: int = size) -> None:
-                rows.append((name, type(module).__name__, output.shape[1:], size))
+            def note(module: nn.Module, _: Any, output: Tensor, name: str = name) -> None:
+                rows.append((name, type(module).__name__, output.shape[1:], parameter_count(module)))
 
-            if not name.startswith("head.weight"):
-                module.register_forward_hook(note)
+            module.register_forward_hook(note)
     with torch.no_grad():
-        ghost(torch.empty(1, p.channels, p.size, p.size, device="meta"))
+        x = ghost.trunk(torch.empty(1, p.channels, p.size, p.size, device="meta"))
+        if isinstance(ghost.head, TensorRegressionLayer):  # known without a run
+            output = torch.Size([ghost.head.num_classes])
+            rows.append(("head", type(ghost.head).__name__, output, parameter_count(ghost.head)))
+        else:
+            ghost.head(x)
     return rows
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of learned numbers in a network or a part of one."""
+    return sum(parameter.numel() for parameter in module.parameters())

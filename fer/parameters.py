@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import torch
 import torchvision
+from rich import box
 from rich.table import Table
 from torch import nn
 
 from fer.config import RECIPES, ModelConfig
-from fer.models import EmotionModel, create_model, layer_shapes, replace_classifier
+from fer.models import EmotionModel, create_model, layer_shapes, parameter_count, replace_classifier
 from fer.trl import TensorRegressionLayer
 
 __all__ = ["ParameterCount", "count_parameters", "layer_table", "parameter_table"]
@@ -36,10 +37,10 @@ class ParameterCount:
 
 def count_parameters(model: nn.Module, rank: int) -> ParameterCount:
     """Count a torchvision ImageNet classifier's parameters and what a CP-TRL would leave of them."""
-    total = _size(model)
-    dense = sum(_size(m) for m in model.modules() if isinstance(m, nn.Linear))
+    total = parameter_count(model)
+    dense = sum(parameter_count(m) for m in model.modules() if isinstance(m, nn.Linear))
     _, layer = replace_classifier(model, rank, 1000)
-    return ParameterCount(total, dense, total - dense + _size(layer), rank)
+    return ParameterCount(total, dense, total - dense + parameter_count(layer), rank)
 
 
 def parameter_table(rank: int) -> tuple[Table, Table]:
@@ -57,18 +58,13 @@ def parameter_table(rank: int) -> tuple[Table, Table]:
             share, left = c.dense / c.total, c.with_trl / c.total
             known.add_row(name, f"{c.total:,}", f"{c.dense:,}", f"{share:.1%}", f"{c.with_trl:,}", f"{left:.1%}")
 
-    ours = Table(title="recipes here, 7 expressions", caption="fc instead: the same trunk with VGG's three FC layers")
-    for name in (
-        "recipe",
-        "parameters",
-        "trunk",
-        "trunk's output",
-        "head",
-        "rank",
-        "in head",
-        "dense map",
-        "fc instead",
-    ):
+    ours = Table(
+        title="recipes here, 7 expressions",
+        caption="output: the trunk's; fc instead: the same trunk with VGG's three FC layers",
+        box=box.SIMPLE_HEAD,
+        padding=0,  # fits a terminal of 80 columns
+    )
+    for name in ("recipe", "parameters", "output", "head", "rank", "in head", "dense map", "fc instead"):
         ours.add_column(name, justify="left" if name in ("recipe", "head") else "right")
     for name, recipe in RECIPES.items():
         ours.add_row(name, *_recipe_row(recipe.model))
@@ -79,13 +75,12 @@ def _recipe_row(config: ModelConfig) -> tuple[str, ...]:
     with torch.device("meta"):
         model = EmotionModel(config)
     shape = model.trunk_shape()
-    head, trunk = _size(model.head), _size(model.trunk)
+    head, trunk = parameter_count(model.head), parameter_count(model.trunk)
     fc = (shape.numel() + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 7
     dense = model.head.dense_parameters if isinstance(model.head, TensorRegressionLayer) else head
     shape_text = "x".join(map(str, shape))
     return (
         f"{trunk + head:,}",
-        f"{trunk:,}",
         shape_text,
         config.head,
         f"{config.rank:,}",
@@ -104,9 +99,5 @@ def layer_table(config: ModelConfig, name: str) -> Table:
     for layer, kind, shape, size in layer_shapes(model):
         table.add_row(layer, kind, "x".join(map(str, shape)), f"{size:,}" if size else "")
     table.add_section()
-    table.add_row("total", "", "", f"{_size(model):,}")
+    table.add_row("total", "", "", f"{parameter_count(model):,}")
     return table
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

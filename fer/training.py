@@ -61,13 +61,16 @@ def fit(config: Config) -> Path | None:
         DatasetError: the data is missing or malformed.
     """
     cfg = config.training
+    state = config.run_folder / STATE
+    if cfg.resume and not state.is_file():
+        raise ConfigError(f"nothing to resume: {state} does not exist; start without --resume")
+    if state.exists() and not cfg.resume:
+        raise ConfigError(f"{config.run_folder} holds a run already: go on with --resume, or choose another --output")
     _set_threads(cfg.threads)
     accelerator = _accelerator(cfg)
     run = Run(config, accelerator)
     if cfg.resume:
         run.resume()
-    elif run.state_file.exists():
-        raise ConfigError(f"{run.folder} holds a run already: go on with --resume, or choose another --output")
     accelerator.wait_for_everyone()
     while run.epoch < cfg.epochs:
         run.train_epoch()
@@ -125,7 +128,8 @@ class Run:
             generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from the global one
         )
         self.head_steps = round(cfg.head_epochs * len(self.batches))
-        self.optimizer = _optimizer(self.model, cfg)
+        # Prepared, it undoes the scaling of fp16's gradients; otherwise it passes everything on.
+        self.optimizer = accelerator.prepare_optimizer(_optimizer(self.model, cfg))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, _rates(self.optimizer, cfg, cfg.epochs * len(self.batches), self.head_steps)
         )
@@ -307,17 +311,16 @@ class Run:
         """Take up the state of the last whole epoch.
 
         Raises:
-            ConfigError: there is none, or it belongs to other settings or other data.
+            ConfigError: it belongs to other settings or other data.
         """
-        if not self.state_file.is_file():
-            raise ConfigError(f"nothing to resume: {self.state_file} does not exist; start without --resume")
         state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        before, now = state["config"]["training"], to_dict(self.config)["training"]
-        changed = [k for k in now if k not in _FREE and before.get(k) != now[k]]
-        changed += ["model"] if state["config"]["model"] != to_dict(self.config)["model"] else []
+        before = _essentials(state["config"], state["processes"])
+        now = _essentials(to_dict(self.config), self.accelerator.num_processes)
+        changed = [f"{k} was {before.get(k)}, not {v}" for k, v in now.items() if before.get(k) != v]
         if changed:
-            details = ", ".join(f"{k} was {before.get(k, state['config'].get(k))}" for k in changed)
-            raise ConfigError(f"{self.folder} was trained with other settings: {details}; repeat them to resume")
+            raise ConfigError(
+                f"{self.folder} was trained with other settings: {'; '.join(changed)}. Repeat them to resume"
+            )
         if state["data"] != self.data_digest:
             raise ConfigError(f"{self.folder} was trained on other data than {self.config.training.data}")
         self.epoch, self.step, self.log = state["epoch"], state["step"], state["log"]
@@ -386,6 +389,12 @@ class _Batches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(i)) for i in share]
 
 
+def _essentials(config: dict[str, Any], processes: int) -> dict[str, Any]:
+    """The settings that make a run what it is, by name."""
+    settings = config["training"] | config["model"] | config["model"]["preprocessing"] | {"processes": processes}
+    return {name: value for name, value in settings.items() if name not in _FREE | {"preprocessing"}}
+
+
 def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
@@ -402,7 +411,10 @@ def _set_threads(threads: int) -> None:
 
 def _accelerator(cfg: TrainConfig) -> Accelerator:
     precision = "no" if cfg.precision == "fp32" else cfg.precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=cfg.device == "cpu")
+    try:
+        accelerator = Accelerator(mixed_precision=precision, cpu=cfg.device == "cpu")
+    except ValueError as error:
+        raise ConfigError(f"precision {cfg.precision} on device {cfg.device}: {error}") from error
     if cfg.device not in ("auto", accelerator.device.type):
         raise ConfigError(f"device {cfg.device} is not to be had here; Accelerate found {accelerator.device.type}")
     return accelerator
@@ -443,7 +455,10 @@ def _rates(
 
 def _head_logits(head: nn.Module, features: NDArray[np.float16], device: torch.device) -> NDArray[np.float32]:
     with torch.inference_mode():
-        parts = [head(torch.from_numpy(features[i : i + 256]).float().to(device)) for i in range(0, len(features), 256)]
+        parts = [
+            head(torch.from_numpy(features[i : i + 256].astype(np.float32)).to(device))
+            for i in range(0, len(features), 256)
+        ]
         return np.asarray(torch.cat(parts).float().cpu().numpy())
 
 
