@@ -55,7 +55,7 @@ def main(
         table.add_column("with tensor\ndropout 0.4", justify="right")
         for rank in ranks:
             table.add_row(f"{rank:,}", *row(layer, shape, rank, rounds))
-        Console().print(table)
+        Console(width=max(140, Console().width)).print(table)
     print("nn.Linear in microseconds, the others as multiples of it. Parameters without the bias.")
 
 
