@@ -55,13 +55,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(files: Path) -> Iterator[str]:
     """Where app.py serves; it must end well on Ctrl+C."""
     command = [sys.executable, ROOT / "app.py", "--checkpoint", files / "tiny", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as app:
-        assert app.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:\d+/", app.stdout.readline())
-        if found:
-            yield found[0]
-        app.send_signal(signal.SIGINT)
-        assert app.wait(20) == 0
+
+    def hear_interrupts() -> None:  # a job in the background, as CI may be, inherits that they are ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as app:
+        try:
+            assert app.stdout is not None
+            found = re.search(r"http://127\.0\.0\.1:\d+/", app.stdout.readline())
+            if found:
+                yield found[0]
+            app.send_signal(signal.SIGINT)
+            assert app.wait(20) == 0
+        finally:
+            app.kill()
 
 
 @pytest.fixture(scope="module")
