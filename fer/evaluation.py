@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def finish(folder: Path, data: Dataset) -> dict[str, Any]:
     report = _report(checkpoint, data, "val", tta, softmax(logits, temperature), folder, None)
     report["uncalibrated_ece"] = summarize(softmax(logits), val.labels)["ece"]
     update_checkpoint(folder, temperature=temperature, metrics=report)
-    (folder / "README.md").write_text(_card(load_checkpoint(folder), report), encoding="utf-8")
+    (folder / "README.md").write_text(_card(replace(checkpoint, temperature=temperature), report), encoding="utf-8")
     return report
 
 
