@@ -1,4 +1,4 @@
-"""The web page: ``python app.py --port 7861`` is ``fer app --port 7861``."""
+"""The web page, or with ``--camera 0`` a window: ``python app.py --port 7861`` is ``fer app --port 7861``."""
 
 import sys
 

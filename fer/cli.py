@@ -2,13 +2,26 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppress, subcommand
 
-from fer.config import RECIPES, Config, TestTimeAugmentation
+from fer.config import (
+    RECIPES,
+    AppConfig,
+    Config,
+    ConvertConfig,
+    ExportConfig,
+    LiveConfig,
+    PredictConfig,
+    RankConfig,
+    TestTimeAugmentation,
+    TrackingConfig,
+    VideoConfig,
+)
 from fer.errors import FerError
 
 # A command imports its heavy modules when it runs, so that `fer --help` is quick.
@@ -16,7 +29,6 @@ from fer.errors import FerError
 __all__ = ["main"]
 
 Split = Literal["train", "val", "test"]
-DetectorName = Literal["auto", "retinaface", "yunet"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,47 +109,28 @@ def evaluate(
     return 0
 
 
-def predict(
-    paths: Positional[tuple[Path, ...]],
-    *,
-    checkpoint: str = "vgg16-cp-trl",
-    out: Path | None = None,
-    annotate: Path | None = None,
-    device: str = "auto",
-    detector: DetectorName = "auto",
-    detector_model: Path | None = None,
-    threshold: float = 0.6,
-    tta: TestTimeAugmentation = "flip",
-    batch_size: int = 64,
-) -> int:
+def predict(paths: Positional[tuple[Path, ...]], config: PredictConfig) -> int:
     """Recognise the expressions of all faces in images and folders of images.
 
     Args:
         paths: image files and folders
-        checkpoint: a shipped checkpoint or a folder
-        out: write a row for each face to this .csv or .jsonl file
-        annotate: write copies with boxes and labels into this folder
-        device: auto, cpu, cuda or mps
-        detector: auto is yunet where its file is, else retinaface
-        detector_model: a YuNet .onnx file
-        threshold: smallest score of a face
-        tta: views averaged for each face
-        batch_size: faces at a time
+        config: with what, and where the results go
     """
     from fer.predict import predict
 
-    return predict(
-        paths,
-        checkpoint=checkpoint,
-        out=out,
-        annotate=annotate,
-        device=device,
-        detector=detector,
-        detector_model=detector_model,
-        threshold=threshold,
-        tta=tta,
-        batch_size=batch_size,
-    )
+    return predict(paths, config)
+
+
+def video(source: Positional[Path], config: VideoConfig) -> int:
+    """Follow the faces of a video file: annotated video, table of faces, plot of each person's emotions.
+
+    Args:
+        source: the video file
+        config: with what, and where the results go
+    """
+    from fer.video import video
+
+    return video(source, config)
 
 
 def models(recipe: Positional[Literal[tuple(RECIPES)] | None] = None, *, layers: bool = False, rank: int = 100) -> int:  # type: ignore[valid-type]
@@ -158,6 +151,43 @@ def models(recipe: Positional[Literal[tuple(RECIPES)] | None] = None, *, layers:
             console.print(layer_table(RECIPES[name].model, name))
     else:
         console.print(*parameter_table(rank), sep="\n")
+    return 0
+
+
+def rank(name: Positional[str], config: RankConfig) -> int:
+    """Accuracy against the rank of a checkpoint's head, and the smallest rank that will do.
+
+    Args:
+        name: a shipped checkpoint or a folder, with a tensor regression head
+        config: which ranks, and the budget
+    """
+    from fer.rank import rank
+
+    return rank(name, config)
+
+
+def convert(name: Positional[str], config: ConvertConfig) -> int:
+    """Turn a checkpoint's head (gap, dense, fc, or another) into a tensor regression layer fitted to it.
+
+    Args:
+        name: a shipped checkpoint or a folder
+        config: into which, and the fine-tuning
+    """
+    from fer.rank import convert
+
+    return convert(name, config)
+
+
+def export(name: Positional[str], config: ExportConfig) -> int:
+    """Write a checkpoint for ONNX Runtime (needs `pip install "fer-trl[export]"`; using the file does not).
+
+    Args:
+        name: a shipped checkpoint or a folder
+        config: in what form, and where to
+    """
+    from fer.export import export, render
+
+    print(render(export(name, config)))
     return 0
 
 
@@ -200,41 +230,23 @@ def detector_download(version: Literal["2026may", "2023mar"] | None = None) -> i
     return 0
 
 
-def app(
-    *,
-    checkpoint: str = "vgg16-cp-trl",
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    device: str = "auto",
-    detector: DetectorName = "auto",
-    detector_model: Path | None = None,
-    threshold: float = 0.6,
-    open_browser: bool = False,
-) -> int:
-    """Serve the web page: photographs and live webcam.
-
-    Args:
-        checkpoint: a shipped checkpoint or a folder
-        host: address to listen on; 0.0.0.0 lets other machines in
-        port: port to listen on; 0 takes any free one
-        device: auto, cpu, cuda or mps
-        detector: auto is yunet where its file is, else retinaface
-        detector_model: a YuNet .onnx file
-        threshold: smallest score of a face
-        open_browser: open the page in the browser
+def live(config: LiveConfig) -> int:
+    """Recognise faces live in a window: from a camera, a stream, a video or a folder. q quits, s takes a snapshot,
+    r records.
     """
+    from fer.window import live
+
+    return live(config)
+
+
+def app(config: AppConfig) -> int:
+    """Serve the web page: photographs and live webcam."""
+    if config.camera is not None:
+        shared = {option.name: getattr(config, option.name) for option in fields(TrackingConfig)}
+        return live(LiveConfig(**shared, source=config.camera))
     from fer.web import launch
 
-    return launch(
-        checkpoint=checkpoint,
-        host=host,
-        port=port,
-        device=device,
-        detector=detector,
-        detector_model=detector_model,
-        threshold=threshold,
-        open_browser=open_browser,
-    )
+    return launch(config)
 
 
 def _group(commands: dict[str, Callable[..., int]]) -> Any:
@@ -258,10 +270,15 @@ train.__annotations__["config"] = tyro.extras.subcommand_type_from_defaults(
 _COMMANDS = _group(
     {
         "app": app,
+        "live": live,
         "predict": predict,
+        "video": video,
         "train": train,
         "evaluate": evaluate,
+        "export": export,
         "models": models,
+        "rank": rank,
+        "convert": convert,
         "data": _nested("Check or download FER2013.", _group({"check": data_check, "download": data_download})),
         "detector": _nested("The YuNet face detector.", _group({"download": detector_download})),
     }

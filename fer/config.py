@@ -16,10 +16,22 @@ from fer.errors import ConfigError
 __all__ = [
     "IMAGENET_GREY",
     "RECIPES",
+    "AppConfig",
     "Config",
+    "ConvertConfig",
+    "DetectorName",
+    "ExportConfig",
+    "HeadTraining",
+    "LiveConfig",
     "ModelConfig",
+    "PredictConfig",
     "Preprocessing",
+    "RankConfig",
+    "RecognizerConfig",
+    "Runtime",
+    "TrackingConfig",
     "TrainConfig",
+    "VideoConfig",
     "command_line",
     "from_dict",
     "recipe",
@@ -29,8 +41,11 @@ __all__ = [
 T = typing.TypeVar("T")
 
 Trunk = Literal["vgg16", "cnn", "guide-cnn"]
-Head = Literal["cp-trl", "tucker-trl", "tt-trl", "fc", "gap"]
+TRLHead = Literal["cp-trl", "tucker-trl", "tt-trl"]
+Head = Literal["cp-trl", "tucker-trl", "tt-trl", "dense", "fc", "gap"]
 TestTimeAugmentation = Literal["none", "flip", "ten-crop"]
+DetectorName = Literal["auto", "retinaface", "yunet"]
+Runtime = Literal["torch", "onnx"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -68,8 +83,8 @@ class ModelConfig:
     trunk: Trunk = "vgg16"
     """convolutional part"""
     head: Head = "cp-trl"
-    """cp-trl, tucker-trl and tt-trl are tensor regression layers; fc is VGG's three fully connected layers; gap is
-    global average pooling and one linear layer"""
+    """cp-trl, tucker-trl and tt-trl are tensor regression layers; dense is the linear map that they factorise; fc is
+    VGG's three fully connected layers; gap is global average pooling and one linear layer"""
     rank: int = 32
     """rank of the tensor regression layer"""
     tensor_dropout: float = 0.1
@@ -134,6 +149,12 @@ class TrainConfig:
     """share of each target spread over all classes"""
     ferplus: float = 0.0
     """share of each target taken from the ten FER+ votes (needs fer2013new.csv beside the data)"""
+    teachers: str = ""
+    """checkpoints, separated by commas, whose averaged probabilities are mixed into the targets (distillation)"""
+    distill: float = 0.5
+    """share of each target taken from the teachers"""
+    distill_views: int = 8
+    """views of each image that the teachers answer; training goes through them in turn"""
     mixup: float = 0.0
     """alpha of mixup's Beta distribution; 0 for none"""
     mixup_off: int = 0
@@ -182,6 +203,8 @@ class TrainConfig:
         _require(0 <= self.ema < 1, f"ema must be in [0, 1), not {self.ema}")
         _require(0 <= self.label_smoothing < 1, f"label smoothing must be in [0, 1), not {self.label_smoothing}")
         _require(0 <= self.ferplus <= 1, f"ferplus must be in [0, 1], not {self.ferplus}")
+        _require(0 <= self.distill <= 1, f"distill must be in [0, 1], not {self.distill}")
+        _require(self.distill_views >= 1, f"distill views must be at least 1, not {self.distill_views}")
         for name in ("seed", "weight_decay", "clip", "mixup", "mixup_off", "rotation", "threads", "workers", "limit"):
             value = getattr(self, name)
             _require(value >= 0, f"{name.replace('_', ' ')} must not be negative, not {value}")
@@ -192,6 +215,7 @@ class TrainConfig:
             not (self.freeze_trunk and self.head_epochs),
             "freeze_trunk trains the head alone throughout; leave head_epochs at 0",
         )
+        _require(not (self.freeze_trunk and self.teachers), "teachers need a trunk that is trained: leave freeze_trunk")
 
 
 @dataclass(frozen=True)
@@ -213,6 +237,231 @@ class Config:
     def run_folder(self) -> Path:
         """Where the run keeps its state and logs."""
         return Path(self.training.output or f"runs/{self.name}")
+
+
+@dataclass(frozen=True)
+class RecognizerConfig:
+    """What recognises: the checkpoint, where it runs, and what finds the faces."""
+
+    checkpoint: str = "vgg16-cp-trl"
+    """a shipped checkpoint or a folder; with the runtime onnx also a .onnx file"""
+    runtime: Runtime = "torch"
+    """what runs the network; onnx takes what `fer export` wrote and does without PyTorch"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    detector: DetectorName = "auto"
+    """auto is yunet where its file is, else retinaface"""
+    detector_model: Path | None = None
+    """a YuNet .onnx file"""
+    threshold: float = 0.6
+    """least score of a face, between 0 and 1"""
+    max_side: int = 1280
+    """a longer image is scaled down to this many pixels before faces are looked for in it"""
+    tta: TestTimeAugmentation = "none"
+    """views averaged for each face; flip takes twice the time of none"""
+    threads: int = 0
+    """CPU threads of the detector and of the network; 0 leaves the choice to them"""
+
+    def __post_init__(self) -> None:
+        _require(self.threads >= 0, f"threads must not be negative, not {self.threads}")
+
+
+@dataclass(frozen=True)
+class PredictConfig(RecognizerConfig):
+    """How ``fer predict`` works."""
+
+    tta: TestTimeAugmentation = "flip"
+    """views averaged for each face"""
+    out: Path | None = None
+    """write a row for each face to this .csv or .jsonl file"""
+    annotate: Path | None = None
+    """write copies with boxes and labels into this folder"""
+    batch_size: int = 64
+    """faces at a time"""
+
+
+@dataclass(frozen=True)
+class TrackingConfig(RecognizerConfig):
+    """How faces are followed from frame to frame; see :mod:`fer.live`."""
+
+    smoothing: float = 0.15
+    """time constant of the mean over a face's probabilities, seconds; 0 for none"""
+    lead: float = 0.1
+    """by how much another emotion's probability must lead before the label changes"""
+    detect_every: int = 1
+    """look for faces in every n-th frame only, and follow them in between"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.smoothing >= 0, f"smoothing must not be negative, not {self.smoothing}")
+        _require(0 <= self.lead < 1, f"lead must be in [0, 1), not {self.lead}")
+        _require(self.detect_every >= 1, f"detect every must be at least 1, not {self.detect_every}")
+
+
+@dataclass(frozen=True)
+class LiveConfig(TrackingConfig):
+    """How ``fer live`` works."""
+
+    source: str = "0"
+    """number of a camera, a video file, a folder of images, or the URL of a stream"""
+    camera_size: tuple[int, int] = (640, 480)
+    """width and height to ask a camera for"""
+    max_side: int = 960
+    """a longer picture is scaled down to this many pixels before faces are looked for in it"""
+    detect_every: int = 2
+    """look for faces in every n-th frame only, and follow them in between"""
+    headless: bool = False
+    """open no window; print a JSON line for each frame"""
+    record: Path | None = None
+    """write what is seen, with boxes and labels, to this video file"""
+
+
+@dataclass(frozen=True)
+class VideoConfig(TrackingConfig):
+    """How ``fer video`` works."""
+
+    out: Path | None = None
+    """write the video with boxes, labels and its own sound to this .mp4, .mov or .mkv file"""
+    csv: Path | None = None
+    """write a row for each face in each frame to this .csv file"""
+    plot: Path | None = None
+    """draw each person's emotions over time into this .png, .svg or .pdf file"""
+
+
+@dataclass(frozen=True)
+class AppConfig(TrackingConfig):
+    """How the web page is served."""
+
+    host: str = "127.0.0.1"
+    """address to listen on; 0.0.0.0 lets other machines in"""
+    port: int = 7860
+    """port to listen on; 0 takes any free one"""
+    open_browser: bool = False
+    """open the page in the browser"""
+    camera: str | None = None
+    """open a window with this camera instead of the page, as `fer live --source` does"""
+    ssl_certfile: Path | None = None
+    """certificate (.pem): serve https, without which browsers give the camera to this machine only"""
+    ssl_keyfile: Path | None = None
+    """its private key (.pem)"""
+    stream: bool = False
+    """a plainer and slower Live tab, for browsers in which the usual one does not work"""
+    mcp: bool = False
+    """also serve the recogniser as a tool for assistants (MCP); needs `pip install "fer-trl[mcp]"`"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.port <= 65535, f"port must be 0 to 65535, not {self.port}")
+        _require(
+            (self.ssl_certfile is None) == (self.ssl_keyfile is None),
+            "give both --ssl-certfile and --ssl-keyfile, or neither",
+        )
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """How heads are trained on a frozen trunk's kept outputs; see :mod:`fer.heads`."""
+
+    data: str = "data"
+    """FER2013 in any of its forms, or 'synthetic'"""
+    views: int = 4
+    """random views of each training image whose features are computed and kept (250 MB each for 512x3x3)"""
+    epochs: int = 8
+    """passes over the training images; the views take turns"""
+    batch_size: int = 256
+    """images a step"""
+    lr: float = 3e-3
+    """peak learning rate; low ranks need a high one"""
+    weight_decay: float = 0.05
+    """of AdamW"""
+    label_smoothing: float = 0.1
+    """share of each target spread over all classes"""
+    seed: int = 0
+    """decides initial weights, order and dropout"""
+    tta: TestTimeAugmentation = "flip"
+    """views of a validation image whose logits are averaged"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of the trunk on training images; bf16 needs a CPU with AVX512-BF16 or AMX, or a GPU"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to PyTorch"""
+    limit: int = 0
+    """use the first so many training images only, for trials; 0 for all"""
+
+    def __post_init__(self) -> None:
+        for name in ("views", "batch_size"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name.replace('_', ' ')} must be at least 1, not {value}")
+        _require(self.lr > 0, f"lr must be positive, not {self.lr}")
+        _require(0 <= self.label_smoothing < 1, f"label smoothing must be in [0, 1), not {self.label_smoothing}")
+        for name in ("epochs", "seed", "weight_decay", "threads", "limit"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name.replace('_', ' ')} must not be negative, not {value}")
+
+
+@dataclass(frozen=True)
+class RankConfig(HeadTraining):
+    """How ``fer rank`` works."""
+
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """ranks to try"""
+    loss: float = 0.2
+    """percentage points of leak-free accuracy that the proposed rank may cost"""
+    retrain: bool = True
+    """train a head at each rank; --no-retrain only cuts the checkpoint's own head"""
+    importance: Literal["scores", "norm"] = "scores"
+    """which components stay when a cp-trl head is cut down: those that its scores need most, or those of the largest
+    norm"""
+    output: Path | None = None
+    """folder for ranks.json and ranks.png; runs/rank-NAME by default"""
+    publish: bool = False
+    """put both into the checkpoint's own folder too, where the web page shows them"""
+    write: Path | None = None
+    """write the checkpoint with the proposed rank into this folder"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.ranks) and min(self.ranks) >= 1, f"ranks must be positive numbers, not {self.ranks}")
+        _require(self.loss >= 0, f"loss must not be negative, not {self.loss}")
+        _require(self.epochs >= 1 or not self.retrain, "epochs must be at least 1; --no-retrain trains nothing")
+
+
+@dataclass(frozen=True)
+class ConvertConfig(HeadTraining):
+    """How ``fer convert`` works."""
+
+    head: TRLHead = "cp-trl"
+    """the tensor regression layer that takes the head's place"""
+    rank: int = 32
+    """its rank"""
+    tensor_dropout: float = 0.0
+    """probability with which each rank component is dropped in fine-tuning"""
+    epochs: int = 2
+    """passes of fine-tuning after the conversion; 0 for none"""
+    lr: float = 3e-4
+    """peak learning rate of fine-tuning"""
+    write: Path | None = None
+    """write the converted checkpoint, before or after fine-tuning, whichever does better, into this folder"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.rank >= 1, f"rank must be at least 1, not {self.rank}")
+        _require(0 <= self.tensor_dropout < 1, f"tensor dropout must be in [0, 1), not {self.tensor_dropout}")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How ``fer export`` works."""
+
+    format: Literal["onnx"] = "onnx"
+    """what to write"""
+    int8: bool = False
+    """compute with 8-bit integers: several times as fast, a fourth of the size; calibrated on Training images"""
+    out: Path | None = None
+    """the file; model.onnx or model-int8.onnx in the checkpoint's folder by default"""
+    data: str = "data"
+    """FER2013, to calibrate int8 with and to check the result on; without int8, schematic faces do where it is not"""
 
 
 RECIPES: dict[str, Config] = {
@@ -310,12 +559,17 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """The inverse of :func:`to_dict`, strict: every field must be there, none may be unknown, types must fit.
 
+    Only a setting of training, which no longer has any effect, may be missing: it is newer than the record, and its
+    default is what was done before there was a choice.
+
     Raises:
         ConfigError: a field is missing, unknown or of the wrong type, or the values contradict each other.
     """
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     _require(isinstance(values, dict), f"{cls.__name__} must be an object, not {type(values).__name__}")
+    if cls is TrainConfig:
+        values = to_dict(TrainConfig()) | values
     missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
     _require(not missing, f"{cls.__name__} lacks {', '.join(missing)}")
     _require(not unknown, f"{cls.__name__} has unknown {', '.join(unknown)}")

@@ -12,7 +12,7 @@ from fer.emotions import EMOTIONS
 if TYPE_CHECKING:
     from fer.recognizer import FacePrediction
 
-__all__ = ["draw_predictions"]
+__all__ = ["draw_predictions", "draw_status"]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 Color = tuple[int, int, int]
@@ -23,7 +23,7 @@ ROW, PANEL, SHADE = 34, 360, 0.6
 
 
 def draw_predictions(
-    image: NDArray[np.uint8], predictions: Sequence["FacePrediction"], *, bars: bool = True
+    image: NDArray[np.uint8], predictions: Sequence["FacePrediction"], *, bars: bool = True, names: Sequence[str] = ()
 ) -> NDArray[np.uint8]:
     """A copy of an image with a box and a label around each face.
 
@@ -31,12 +31,13 @@ def draw_predictions(
         image: (H, W, 3) uint8, RGB.
         predictions: in pixels of that image.
         bars: also draw all seven probabilities beside each face that is tall enough, where they cover nothing else.
+        names: what to call each face, at the head of its label.
 
     Returns:
         (H, W, 3) uint8, RGB.
     """
     canvas = image.copy()
-    scale = max(0.4, sum(image.shape[:2]) / 2800)  # of the text
+    scale = _scale(image)
     line = max(2, round(3 * scale))
     taken = [prediction.box for prediction in predictions]
     for prediction in predictions:
@@ -45,24 +46,43 @@ def draw_predictions(
         if bars and (panel := _panel(prediction.box, taken, canvas.shape, scale)):
             taken.append(panel)
             _draw_bars(canvas, panel, prediction, scale)
-    for prediction in predictions:  # above the boxes of neighbours
-        _draw_label(canvas, prediction, scale)
+    for prediction, name in zip(predictions, names or [""] * len(predictions), strict=True):  # above neighbours' boxes
+        text = f"{name} {prediction.emotion.label} {prediction.confidence:.0%}".lstrip()
+        _draw_text(canvas, text, prediction.box[:2], prediction.emotion.color, scale)
     return canvas
 
 
-def _draw_label(canvas: NDArray[np.uint8], prediction: "FacePrediction", scale: float) -> None:
+def draw_status(image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """A copy of an image with a line of text in its lower left corner.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        text: short, and of ASCII characters, as OpenCV knows no others.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    canvas = image.copy()
+    _draw_text(canvas, text, (0, canvas.shape[0]), (0, 0, 0), _scale(image))
+    return canvas
+
+
+def _scale(image: NDArray[np.uint8]) -> float:
+    """Of the text: it grows with the image, and its capitals are never less than ten pixels high."""
+    return max(0.5, sum(image.shape[:2]) / 2800)
+
+
+def _draw_text(canvas: NDArray[np.uint8], text: str, corner: tuple[int, int], paper: Color, scale: float) -> None:
+    """Text on paper whose lower left corner is there, or as near as the image's borders allow."""
     weight = max(1, round(2 * scale))
-    text = f"{prediction.emotion.label} {prediction.confidence:.0%}"
     (width, height), below = cv2.getTextSize(text, FONT, scale, weight)
     pad = round(6 * scale)
     width, height = width + 2 * pad, height + below + 2 * pad
-    x, y, _, _ = prediction.box
-    left = min(max(x, 0), max(0, canvas.shape[1] - width))
-    top = min(max(y - height, 0), max(0, canvas.shape[0] - height))
-    color = prediction.emotion.color
-    cv2.rectangle(canvas, (left, top), (left + width - 1, top + height - 1), color, cv2.FILLED)
+    left = min(max(corner[0], 0), max(0, canvas.shape[1] - width))
+    top = min(max(corner[1] - height, 0), max(0, canvas.shape[0] - height))
+    cv2.rectangle(canvas, (left, top), (left + width - 1, top + height - 1), paper, cv2.FILLED)
     origin = (left + pad, top + height - pad - below)
-    cv2.putText(canvas, text, origin, FONT, scale, _ink(color), weight, cv2.LINE_AA)
+    cv2.putText(canvas, text, origin, FONT, scale, _ink(paper), weight, cv2.LINE_AA)
 
 
 def _draw_bars(canvas: NDArray[np.uint8], panel: Box, prediction: "FacePrediction", scale: float) -> None:

@@ -7,6 +7,7 @@ A message says what was expected, what came instead, and what to do about it.
     |-- CheckpointError   a checkpoint that is missing, damaged or does not fit its configuration
     |-- ConfigError       settings that contradict each other
     |-- DetectorError     a face detector whose model file is missing or is not what it should be
+    |-- ExportError       a network that cannot be exported, or would not answer as its checkpoint does
     |-- ImageError        an image file that cannot be read
     `-- CameraError       a camera, stream or video that cannot be opened or has stopped
 """
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "DetectorError",
+    "ExportError",
     "FerError",
     "ImageError",
 ]
@@ -40,6 +42,10 @@ class ConfigError(FerError):
 
 class DetectorError(FerError):
     """A face detector's model file is missing or is not the expected one."""
+
+
+class ExportError(FerError):
+    """A network cannot be exported, or the file would not answer as its checkpoint does."""
 
 
 class ImageError(FerError):

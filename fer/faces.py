@@ -1,13 +1,12 @@
 """Faces in an image: two detectors behind one protocol, and the crop that FER2013 would have made."""
 
-import contextlib
 import hashlib
 import importlib.util
 import math
 import os
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -17,10 +16,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fer.config import DetectorName
 from fer.errors import ConfigError, DetectorError, ImageError
+from fer.opencv import quiet_opencv
 
 __all__ = [
-    "DetectorName",
     "Face",
     "FaceDetector",
     "RetinaFace",
@@ -32,7 +32,6 @@ __all__ = [
     "installed_yunet",
 ]
 
-DetectorName = Literal["auto", "retinaface", "yunet"]
 YuNetVersion = Literal["2026may", "2023mar"]
 
 #: Side of FER2013's crop, as a share of the height of the detector's box (benchmarks/faces.py).
@@ -247,7 +246,7 @@ class YuNet:
         return sorted(faces, key=lambda face: -face.score)
 
     def _create(self) -> Any:
-        with _quiet_opencv():
+        with quiet_opencv():  # OpenCV 5 warns at each FaceDetectorYN that it cannot set a target nobody asked for
             return cv2.FaceDetectorYN.create(
                 "onnx", self._content, np.empty(0, np.uint8), (320, 320), self._threshold, 0.3, 5000
             )
@@ -446,22 +445,6 @@ def _not_yunet(content: bytes, name: str) -> str:
     if expected and found != expected:
         return f"truncated or another file: {len(content)} bytes, sha256 {found[:12]}.., expected {expected[:12]}.."
     return ""
-
-
-_logging = threading.Lock()
-
-
-@contextlib.contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """OpenCV 5 warns at each FaceDetectorYN that it cannot set a target that nobody asked for."""
-    with _logging:
-        log: Any = getattr(cv2.utils, "logging", cv2)  # where OpenCV 5 and OpenCV 4 have it
-        level = log.getLogLevel()
-        log.setLogLevel(0)
-        try:
-            yield
-        finally:
-            log.setLogLevel(level)
 
 
 def _check_settings(threshold: float, max_side: int) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from fer.drawing import draw_predictions
+from fer.drawing import draw_predictions, draw_status
 from fer.emotions import Emotion
 from fer.faces import Face
 from fer.recognizer import FacePrediction
@@ -68,3 +68,40 @@ def test_images_too_small_for_a_label_do_not_fail(shape: tuple[int, ...], emotio
     image = np.zeros(shape, np.uint8)
     assert draw_predictions(image, [prediction(0, 0, shape[1], shape[0], emotion)]).shape == shape
     assert draw_predictions(np.asfortranarray(image), [prediction(0, 0, 9, 9, emotion)]).shape == shape
+
+
+def test_names_stand_before_the_emotion() -> None:
+    """Else the lines of a chart could not be told to people."""
+    plain, named = (
+        draw_predictions(PHOTO, [prediction(178, 57, 95, 120)], bars=False, names=names) for names in ([], ["12"])
+    )
+    widths = [np.ptp(np.flatnonzero((image[50] == Emotion.SAD.color).all(axis=1))) for image in (plain, named)]
+    assert widths[1] > widths[0] + 15
+
+
+@pytest.mark.parametrize("shape", [(480, 640, 3), (2000, 3000, 3)])
+def test_text_is_large_enough_to_read(shape: tuple[int, ...]) -> None:
+    """On the picture of an ordinary webcam, and on a photograph that is shown scaled down to a screen."""
+    drawn = draw_predictions(np.full(shape, 90, np.uint8), [prediction(300, 300, 90, 120)], bars=False)
+    paper = (drawn == Emotion.SAD.color).all(axis=2)
+    rows = np.flatnonzero(paper[:300].any(axis=1))
+    ink = (drawn[rows[0] : rows[-1]] > 240).all(axis=2).any(axis=1)
+    assert np.flatnonzero(ink).size >= max(10, shape[0] / 100)  # height of the letters
+
+
+def test_status_is_in_the_corner_and_leaves_the_image_alone() -> None:
+    before = PHOTO.copy()
+    drawn = draw_status(PHOTO, "29 fps, 41 ms")
+    assert (before == PHOTO).all()
+    changed = np.argwhere((drawn != PHOTO).any(axis=2))
+    assert changed[:, 0].min() > 470
+    assert changed[:, 1].max() < 160
+    assert (drawn[480:, :140] > 240).all(axis=2).sum() > 50  # white ink
+
+
+def test_names_stand_before_the_label() -> None:
+    faces = [prediction(20, 60, 95, 120), prediction(300, 60, 95, 120)]
+    plain, named = (draw_predictions(PHOTO, faces, bars=False, names=names) for names in ((), ("#1", "#2")))
+    changed = np.flatnonzero((plain != named).any(axis=(0, 2)))
+    assert changed.min() < 115 < 300 <= changed.max()  # both labels
+    assert (plain[60:] == named[60:]).all()
