@@ -11,27 +11,24 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from fer.config import TestTimeAugmentation
+from fer.config import PredictConfig
 from fer.drawing import draw_predictions
-from fer.emotions import EMOTIONS
 from fer.errors import ConfigError, ImageError
-from fer.faces import DetectorName
 from fer.images import image_files, read_image
 from fer.recognizer import EmotionRecognizer, FacePrediction
+from fer.records import FACE_COLUMNS, Record, face_record
 
-__all__ = ["COLUMNS", "predict", "predict_with", "record"]
+__all__ = ["COLUMNS", "count", "legible", "predict", "predict_with", "record"]
 
 #: Of the CSV file, and keys of the JSON lines.
-COLUMNS = (
-    *("file", "face", "x", "y", "width", "height", "detection", "emotion", "confidence"),
-    *(emotion.label for emotion in EMOTIONS),
-)
+COLUMNS = ("file", "face", *FACE_COLUMNS)
 
 #: What annotated copies are written as; a copy of anything else becomes a PNG.
 COPIED = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -39,35 +36,13 @@ COPIED = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 #: An annotated copy is at least this long, pixels, so that its label can be read.
 LEGIBLE = 320
 
-Record = dict[str, str | int | float | None]
 
-
-def predict(
-    paths: tuple[Path, ...],
-    *,
-    checkpoint: str = "vgg16-cp-trl",
-    out: Path | None = None,
-    annotate: Path | None = None,
-    device: str = "auto",
-    detector: DetectorName = "auto",
-    detector_model: Path | None = None,
-    threshold: float = 0.6,
-    tta: TestTimeAugmentation = "none",
-    batch_size: int = 64,
-) -> int:
+def predict(paths: Sequence[Path], config: PredictConfig) -> int:
     """Find the faces in images and tell their expressions.
 
     Args:
-        paths: images, and folders to search for images
-        checkpoint: a shipped model's name, or a checkpoint's folder
-        out: file for the results: .csv, or .jsonl for JSON lines
-        annotate: folder for copies of the images with boxes and labels drawn
-        device: auto, cpu, cuda or mps
-        detector: face detector; auto takes yunet where its file is there, else retinaface
-        detector_model: YuNet's .onnx file
-        threshold: least score of a face, between 0 and 1
-        tta: views of each face that are averaged
-        batch_size: faces that go through the network together
+        paths: images, and folders to search for images.
+        config: with what, and where the results go.
 
     Returns:
         Exit status: 0, or 1 where an image could not be read or a copy could not be written.
@@ -75,11 +50,9 @@ def predict(
     Raises:
         FerError: the checkpoint, the detector or a setting is not usable.
     """
-    _check(paths, out, annotate, batch_size)
-    recognizer = EmotionRecognizer.load(
-        checkpoint, device=device, detector=detector, detector_model=detector_model, threshold=threshold, tta=tta
-    )
-    return predict_with(recognizer, paths, out=out, annotate=annotate, batch_size=batch_size)
+    _check(paths, config.out, config.annotate, config.batch_size)
+    recognizer = EmotionRecognizer.from_config(config)
+    return predict_with(recognizer, paths, out=config.out, annotate=config.annotate, batch_size=config.batch_size)
 
 
 def predict_with(
@@ -121,23 +94,34 @@ def predict_with(
     console = Console()
     if table.row_count:
         console.print(table)
-    console.print(f"{_count(faces, 'face')} in {_count(images, 'image')}", highlight=False)
+    console.print(f"{count(faces, 'face')} in {count(images, 'image')}", highlight=False)
     return 1 if failures else 0
 
 
 def record(file: Path, number: int, prediction: FacePrediction) -> Record:
-    """A face as a row of the CSV file or a JSON line.
+    """A face as a row of the CSV file or a JSON line; see :func:`fer.records.face_record`."""
+    return {"file": str(file), "face": number, **face_record(prediction)}
 
-    ``x``, ``y``, ``width`` and ``height`` are in pixels of the image as it is seen (turned by its EXIF orientation).
-    ``detection`` is the detector's score, 0..1, and None (an empty cell, null) where the image was taken whole.
+
+def legible(
+    image: NDArray[np.uint8], predictions: Sequence[FacePrediction], longest: int | None = None
+) -> tuple[NDArray[np.uint8], Sequence[FacePrediction]]:
+    """An image to draw on, and its predictions, at a size at which labels can be read.
+
+    Args:
+        image: (H, W, 3) uint8, RGB; one that is smaller than ``LEGIBLE`` is enlarged to it.
+        predictions: in pixels of that image.
+        longest: a longer image is scaled down to this many pixels.
     """
-    face = prediction.face
-    values = (
-        *(str(file), number, *prediction.box, None if face.whole_image else round(face.score, 4)),
-        *(prediction.emotion.label, round(prediction.confidence, 6)),
-        *(round(probability, 6) for probability in prediction.probabilities.values()),
-    )
-    return dict(zip(COLUMNS, values, strict=True))
+    side = max(image.shape[:2])
+    wanted = max(side, LEGIBLE) if longest is None else min(max(side, LEGIBLE), longest)
+    if wanted == side:
+        return image, predictions
+    height, width = (max(1, round(length * wanted / side)) for length in image.shape[:2])
+    x, y = width / image.shape[1], height / image.shape[0]
+    interpolation = cv2.INTER_AREA if wanted < side else cv2.INTER_LINEAR
+    image = cv2.resize(image, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
+    return image, [replace(p, face=p.face.scaled(x, y)) for p in predictions]
 
 
 def _check(paths: Sequence[Path], out: Path | None, annotate: Path | None, batch_size: int) -> None:
@@ -193,13 +177,7 @@ def _place(file: Path) -> str:
 
 
 def _annotate(file: Path, predictions: Sequence[FacePrediction], target: Path) -> None:
-    image = read_image(file)
-    factor = LEGIBLE / max(image.shape[:2])
-    if factor > 1:
-        height, width = (max(1, round(side * factor)) for side in image.shape[:2])
-        x, y = width / image.shape[1], height / image.shape[0]
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
-        predictions = [replace(p, face=p.face.scaled(x, y)) for p in predictions]
+    image, predictions = legible(read_image(file), predictions)
     target.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draw_predictions(image, predictions)).save(target, quality=92)
 
@@ -252,5 +230,6 @@ def _printable(text: str) -> str:
     return text.encode(encoding, "replace").decode(encoding)
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """``1 face``, ``2 faces``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fer.checkpoint import save_checkpoint
-from fer.config import Config, ModelConfig, TrainConfig
+from fer.config import Config, ModelConfig, PredictConfig, TrainConfig
 from fer.emotions import EMOTIONS
 from fer.errors import CheckpointError, ConfigError
 from fer.faces import RetinaFace
@@ -207,9 +207,9 @@ def test_settings_are_checked_before_any_work(
 
 def test_predict_loads_by_name(checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_CACHE", str(photos.parent / "cache"))
-    assert predict((photos / "sub [bold]",), checkpoint=str(checkpoint), device="cpu", tta="flip", threshold=0.5) == 0
+    assert predict((photos / "sub [bold]",), PredictConfig(str(checkpoint), device="cpu", threshold=0.5)) == 0
     with pytest.raises(CheckpointError, match="nothing-here"):
-        predict((photos,), checkpoint="nothing-here")
+        predict((photos,), PredictConfig(checkpoint="nothing-here"))
 
 
 def test_names_that_the_terminal_cannot_show(

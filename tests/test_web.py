@@ -1,12 +1,20 @@
 """A user would lose the page, the endpoint for programs, or the privacy that the page promises."""
 
 import base64
+import csv
+import io
+import json
+import os
+import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import numpy as np
 import pytest
@@ -18,11 +26,13 @@ from PIL import Image
 
 from fer import EmotionRecognizer, create_model
 from fer.checkpoint import save_checkpoint, update_checkpoint
-from fer.config import Config, ModelConfig, TrainConfig
+from fer.config import AppConfig, Config, ModelConfig, TrainConfig
 from fer.emotions import EMOTIONS
 from fer.errors import CheckpointError, ConfigError
 from fer.faces import RetinaFace
+from fer.predict import COLUMNS, record
 from fer.web import launch, start
+from fer.web_image import PICTURES
 
 PHOTO = skimage.data.astronaut()  # (512, 512, 3), public domain, one face
 EYES = ((205, 101), (247, 103))
@@ -45,7 +55,7 @@ def client(recognizer: EmotionRecognizer) -> Iterator[Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the client calls home, which is not us
         patch.setenv("no_proxy", "")
-        app = start(recognizer, port=0)
+        app = start(recognizer, AppConfig(port=0))
         yield Client(app.local_url, verbose=False)
         app.close(verbose=False)
 
@@ -57,6 +67,40 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def upload(url: str, *files: tuple[str, bytes]) -> list[dict[str, Any]]:
+    """Files in the page's gallery, as a browser sends them."""
+    paths = httpx.post(f"{url}gradio_api/upload", files=[("files", file) for file in files]).json()
+    kind = {"_type": "gradio.FileData"}
+    return [
+        {"image": {"path": path, "orig_name": name, "meta": kind}, "caption": None}
+        for path, (name, _) in zip(paths, files, strict=True)
+    ]
+
+
+def show(url: str, pictures: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """What the page answers to pictures in its gallery: annotated copies, and HTML."""
+    config = httpx.get(f"{url}config").json()
+    (gallery,) = (c["id"] for c in config["components"] if c["props"].get("label") == "Pictures")
+    (event,) = (d["id"] for d in config["dependencies"] if [gallery, "change"] in d["targets"])
+    session = {"session_hash": "visitor"}
+    httpx.post(
+        f"{url}gradio_api/queue/join", json={"data": [pictures], "fn_index": event, **session}
+    ).raise_for_status()
+    with httpx.stream("GET", f"{url}gradio_api/queue/data", params=session, timeout=30) as stream:
+        for line in stream.iter_lines():
+            message = json.loads(line.removeprefix("data: ")) if line else {}
+            if message.get("msg") == "process_completed":
+                copies, html = message["output"]["data"]
+                return copies["value"], html
+    raise AssertionError("no answer")
+
+
+def png(image: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def test_predict_gives_each_face(client: Client, photo: Path, recognizer: EmotionRecognizer) -> None:
     (face,) = client.predict(handle_file(photo), api_name="/predict")
     x, y, width, height = face["box"]
@@ -66,8 +110,8 @@ def test_predict_gives_each_face(client: Client, photo: Path, recognizer: Emotio
     assert list(face["probabilities"]) == [emotion.label for emotion in EMOTIONS]
     (expected,) = recognizer.analyze(PHOTO)
     assert face["emotion"] == expected.emotion.label
-    assert face["confidence"] == pytest.approx(expected.confidence)
-    assert list(face["probabilities"].values()) == pytest.approx(list(expected.probabilities.values()))
+    assert face["confidence"] == pytest.approx(expected.confidence, abs=1e-6)
+    assert list(face["probabilities"].values()) == pytest.approx(list(expected.probabilities.values()), abs=1e-6)
 
 
 def test_predict_without_a_face(client: Client, tmp_path: Path) -> None:
@@ -83,11 +127,68 @@ def test_predict_says_what_is_wrong(client: Client, tmp_path: Path) -> None:
         client.predict(handle_file(file), api_name="/predict")
     with pytest.raises(AppError, match="expected an image"):
         client.predict(None, api_name="/predict")
+    with pytest.raises(AppError, match="expected an uploaded file or a data URL"):
+        client.predict({"url": "http://127.0.0.1/photo.jpg"}, api_name="/predict")
+    with pytest.raises(AppError, match="cannot read the data URL"):
+        client.predict({"url": "data:image/png;base64,?"}, api_name="/predict")
 
 
 def test_files_of_the_server_stay_private(client: Client, photo: Path) -> None:
     with pytest.raises(AppError, match="was not uploaded"):
         client.predict({"path": str(photo)}, api_name="/predict")
+    uploaded = Path(upload(client.src, ("a.png", b""))[0]["image"]["path"]).parent
+    for path in (photo, f"{uploaded}/{os.path.relpath(photo, uploaded)}"):
+        copies, html = show(client.src, [{"image": {"path": str(path)}}])
+        assert copies == []
+        assert "was not uploaded" in html
+
+
+def test_many_images_at_once(client: Client, recognizer: EmotionRecognizer) -> None:
+    """The broken one is named, and the others are answered as `fer predict` would."""
+    pair = np.hstack([PHOTO, PHOTO[:, ::-1]])
+    files = {"one.png": PHOTO, "a pair.png": pair, "nobody.png": np.full((200, 300, 3), 128, np.uint8)}
+    pictures = upload(client.src, *((name, png(image)) for name, image in files.items()), ("<i>.jpg", b"no pixels"))
+    pictures[-1]["image"]["orig_name"] = "<i>.jpg"
+    copies, html = show(client.src, pictures)
+    assert [copy["caption"].partition(":")[0] for copy in copies] == list(files)
+    copy = Image.open(io.BytesIO(base64.b64decode(copies[1]["image"]["url"].partition(",")[2])))
+    assert copy.size == (1024, 512)
+    assert np.abs(np.asarray(copy, int) - pair).max() > 150  # something is drawn
+    assert "cannot read &lt;i&gt;.jpg: it is not an image" in html
+    assert "nobody.png: No face found" in html
+    assert "<h2>3 faces in 3 pictures</h2>" in html
+    found = re.search(r'download="faces.csv" href="data:text/csv;base64,([^"]*)"', html)
+    assert found
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(found[1]).decode())))
+    expected = [
+        record(Path(name), number, face)
+        for name, image in files.items()
+        for number, face in enumerate(recognizer.analyze(image), start=1)
+    ]
+    assert list(rows[0]) == list(COLUMNS)
+    assert [(row["file"], row["face"], row["emotion"]) for row in rows] == [
+        (row["file"], str(row["face"]), row["emotion"]) for row in expected
+    ]
+    for name in COLUMNS[2:7]:
+        assert [float(row[name]) for row in rows] == pytest.approx([row[name] for row in expected])
+
+
+def test_too_many_images(client: Client) -> None:
+    (picture,) = upload(client.src, ("face.png", png(PHOTO[60:180:3, 170:290:3])))
+    copies, html = show(client.src, [picture] * (PICTURES + 2))
+    assert len(copies) == PICTURES
+    assert f"2 pictures left out: at most {PICTURES} are analysed at once" in html
+
+
+def test_gallery_says_what_is_missing(client: Client) -> None:
+    assert "Choose, drop or paste" in show(client.src, [])[1]
+    (picture,) = upload(client.src, ("gone.png", png(PHOTO)))
+    Path(picture["image"]["path"]).unlink()
+    copies, html = show(client.src, [picture])
+    assert copies == []
+    assert "gone.png is no longer there" in html
+    (picture,) = upload(client.src, ("nobody.png", png(np.full((200, 300, 3), 128, np.uint8))))
+    assert unescape(show(client.src, [picture])[1]).count("No face found") == 1
 
 
 def test_predict_is_the_only_endpoint(client: Client) -> None:
@@ -107,7 +208,7 @@ def test_nothing_is_asked_outside(recognizer: EmotionRecognizer, photo: Path, mo
     monkeypatch.setattr(socket, "getaddrinfo", listen)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there; this machine needs no proxy
     monkeypatch.setenv("no_proxy", "")
-    app = start(recognizer, port=0)
+    app = start(recognizer, AppConfig(port=0))
     assert "It agrees with 70% of the labels" in httpx.get(app.local_url).text
     data = [{"path": None, "url": f"data:image/png;base64,{base64.b64encode(photo.read_bytes()).decode()}"}]
     call = f"{app.local_url}gradio_api/call/predict"
@@ -125,27 +226,93 @@ def test_pictures_are_deleted(
     monkeypatch.setattr("fer.web.KEEP", 1)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("no_proxy", "")
-    app = start(recognizer, port=0)
+    app = start(recognizer, AppConfig(port=0))
     Client(app.local_url, verbose=False).predict(handle_file(photo), api_name="/predict")
+    show(app.local_url, upload(app.local_url, ("a.png", png(PHOTO))))
+    assert {file.name for file in files_in(tmp_path)} <= {photo.name, "a.png"}  # answers are not written at all
+    wait_until_empty(tmp_path)
+    app.close(verbose=False)
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def wait_until_empty(folder: Path) -> None:
     end = time.monotonic() + 10
-    while left := [file for file in tmp_path.rglob("*") if file.is_file()]:
+    while left := files_in(folder):
         assert time.monotonic() < end, left
         time.sleep(0.1)
+
+
+def test_assistants_get_the_same_as_a_tool(
+    recognizer: EmotionRecognizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real MCP client over HTTP; what it sends is deleted as well."""
+    mcp = pytest.importorskip("mcp", reason="needs the extra mcp: pip install fer-trl[mcp]")
+    http = pytest.importorskip("mcp.client.streamable_http")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr("gradio.mcp.DEFAULT_TEMP_DIR", str(tmp_path))  # read when gradio was imported
+    monkeypatch.setattr("fer.web.CLEAN_EVERY", 1)
+    monkeypatch.setattr("fer.web.KEEP", 1)
+    monkeypatch.setenv("no_proxy", "")
+    app = start(recognizer, AppConfig(port=0, mcp=True))
+    image = f"data:image/png;base64,{base64.b64encode(png(PHOTO)).decode()}"
+
+    async def talk() -> tuple[Any, list[Any]]:
+        async with (
+            http.streamable_http_client(f"{app.local_url}gradio_api/mcp/") as (reading, writing, _),
+            mcp.ClientSession(reading, writing) as session,
+        ):
+            await session.initialize()
+            (tool,) = (await session.list_tools()).tools
+            sent = (image, "data:text/plain;base64,bm8=", "/etc/passwd", f"{app.local_url}photo.png")
+            return tool, [await session.call_tool(tool.name, {"image": content}) for content in sent]
+
+    tool, (answer, *refusals) = anyio.run(talk)
+    assert tool.name == "recognize_facial_expressions"
+    assert all(emotion.label in tool.description for emotion in EMOTIONS)
+    assert "data URL" in tool.inputSchema["properties"]["image"]["description"]
+    (expected,) = recognizer.analyze(PHOTO)
+    assert not answer.isError
+    assert f"'emotion': '{expected.emotion.label}'" in answer.content[0].text
+    assert f"'box': [{expected.box[0]}, {expected.box[1]}" in answer.content[0].text
+    assert all(refusal.isError for refusal in refusals)
+    assert "is not an image" in refusals[0].content[0].text
+    wait_until_empty(tmp_path)
     app.close(verbose=False)
+
+
+def test_mcp_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mcp", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r'--mcp needs the mcp package: pip install "fer-trl\[mcp\]"'):
+        launch(AppConfig("there is none", port=0, mcp=True))
 
 
 def test_address_is_checked_before_the_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1 port {port}:.* choose another"):
-            launch(checkpoint="there is none", port=port)
+            launch(AppConfig("there is none", port=port))
     for host in ("nowhere.invalid", "192.0.2.1"):
         with pytest.raises(ConfigError, match=f"cannot listen on {host} port 0"):
-            launch(checkpoint="there is none", host=host, port=0)
+            launch(AppConfig("there is none", host=host, port=0))
     with pytest.raises(ConfigError, match="port must be 0 to 65535"):
-        launch(checkpoint="there is none", port=70_000)
+        launch(AppConfig("there is none", port=70_000))
 
 
 def test_checkpoint_is_missing() -> None:
     with pytest.raises(CheckpointError, match="there is none"):
-        launch(checkpoint="there is none", port=0)
+        launch(AppConfig("there is none", port=0))
+
+
+def test_certificate_is_checked_before_the_model_is_loaded(tmp_path: Path) -> None:
+    files = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    with pytest.raises(ConfigError, match=r"cannot serve https by .*certificate\.pem .* No such file"):
+        launch(AppConfig("there is none", port=0, ssl_certfile=files[0], ssl_keyfile=files[1]))
+    for file in files:
+        file.write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"cannot serve https by .*; give a \.pem of each"):
+        launch(AppConfig("there is none", port=0, ssl_certfile=files[0], ssl_keyfile=files[1]))
+    with pytest.raises(ConfigError, match="both --ssl-certfile and --ssl-keyfile"):
+        AppConfig(ssl_certfile=files[0])
