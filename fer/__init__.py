@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ConfigError,
         DatasetError,
         DetectorError,
+        ExportError,
         FerError,
         ImageError,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "DetectorError",
     "Emotion",
     "EmotionRecognizer",
+    "ExportError",
     "FacePrediction",
     "FerError",
     "ImageError",
@@ -58,6 +60,7 @@ _HOMES = {
         "ConfigError",
         "DatasetError",
         "DetectorError",
+        "ExportError",
         "FerError",
         "ImageError",
     ),

@@ -17,27 +17,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fer.config import Config, from_dict, to_dict
+from fer.config import Config, Preprocessing, from_dict, to_dict
 from fer.emotions import EMOTIONS
 from fer.errors import CheckpointError, ConfigError
+from fer.inference import forward
 from fer.models import EmotionModel, create_model
+from fer.shelf import CONFIG, METRICS, WEIGHTS, available_checkpoints, find_checkpoint, read_json
 
 __all__ = ["Checkpoint", "available_checkpoints", "find_checkpoint", "load_checkpoint", "save_checkpoint"]
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-METRICS = "metrics.json"
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model and what it needs to be used.
+    """A trained model and what it needs to be used: a :class:`fer.classifier.Classifier` that runs in PyTorch.
 
     Attributes:
         name: the recipe's name.
@@ -55,31 +56,14 @@ class Checkpoint:
     folder: Path
     metrics: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How faces become the model's input."""
+        return self.config.model.preprocessing
 
-def _shelves() -> list[Path]:
-    """Folders that hold shipped checkpoints: inside an installed package, or beside it in a clone."""
-    here = Path(__file__).resolve().parent
-    return [shelf for shelf in (here / "checkpoints", here.parent / "checkpoints") if shelf.is_dir()]
-
-
-def available_checkpoints() -> list[str]:
-    """Names of the shipped checkpoints."""
-    return sorted({config.parent.name for shelf in _shelves() for config in shelf.glob(f"*/{CONFIG}")})
-
-
-def find_checkpoint(name: str | Path) -> Path:
-    """The folder of a shipped checkpoint, or the given folder itself.
-
-    Raises:
-        CheckpointError: there is none of that name and no such folder.
-    """
-    for folder in (Path(name), *(shelf / name for shelf in _shelves())):
-        if (folder / CONFIG).is_file():
-            return folder
-    known = ", ".join(available_checkpoints()) or "none"
-    raise CheckpointError(
-        f"no checkpoint {str(name)!r}: expected a folder with {CONFIG}, or one of those shipped: {known}"
-    )
+    def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, 7) logits of faces from :func:`fer.preprocessing.prepare`, (B, C, S, S)."""
+        return forward(self.model, batch)
 
 
 def load_checkpoint(name: str | Path, *, device: str = "cpu") -> Checkpoint:
@@ -94,7 +78,7 @@ def load_checkpoint(name: str | Path, *, device: str = "cpu") -> Checkpoint:
         ConfigError: there is no such device.
     """
     folder = find_checkpoint(name)
-    record = _read_json(folder / CONFIG)
+    record = read_json(folder / CONFIG)
     config, labels = _parse(record, folder)
     if labels != [emotion.label for emotion in EMOTIONS]:
         raise CheckpointError(f"{folder / CONFIG}: labels are {labels}, expected {[e.label for e in EMOTIONS]}")
@@ -108,7 +92,7 @@ def load_checkpoint(name: str | Path, *, device: str = "cpu") -> Checkpoint:
         )
     model = create_model(config.model)
     _fill(model, _read_weights(weights), weights)
-    metrics = _read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
+    metrics = read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
     model.eval().requires_grad_(False).to(_device(device))
     return Checkpoint(config.name, config, model, record["temperature"], folder, metrics)
 
@@ -142,7 +126,7 @@ def save_checkpoint(folder: Path, model: EmotionModel, config: Config, *, temper
 
 def update_checkpoint(folder: Path, *, temperature: float, metrics: dict[str, Any]) -> None:
     """Write a new temperature and new figures beside unchanged weights."""
-    _write_json(folder / CONFIG, _read_json(folder / CONFIG) | {"temperature": temperature})
+    _write_json(folder / CONFIG, read_json(folder / CONFIG) | {"temperature": temperature})
     _write_json(folder / METRICS, metrics)
 
 
@@ -200,16 +184,6 @@ def _device(device: str) -> torch.device:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {file}: {error}; fetch the checkpoint again") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(record).__name__}")
-    return record
 
 
 def _write_json(file: Path, record: dict[str, Any]) -> None:

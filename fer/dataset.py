@@ -24,7 +24,6 @@ from typing import IO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fer.emotions import EMOTIONS, Emotion
 from fer.errors import DatasetError
@@ -459,6 +458,8 @@ def _read_folders(folder: Path) -> Dataset:
     found = list(_images(folder))
     if not found:
         raise DatasetError(f"{folder} has no images. {HOW_TO_GET}")
+    from PIL import Image  # the cache folder is wanted where Pillow is not
+
     images = np.empty((len(found), SIDE, SIDE), np.uint8)
     for i, (file, _, _) in enumerate(found):
         try:

@@ -1,20 +1,31 @@
-"""Any image that people have, as RGB pixels: files, bytes, arrays and PIL images."""
+"""Any image that people have, as RGB pixels: files, bytes, arrays and PIL images.
+
+Where Pillow is not installed, as beside ONNX Runtime alone, OpenCV reads files and bytes: fewer formats, what is
+transparent or deeper than 8 bits as OpenCV takes it, and no error for a file that was cut off.
+"""
 
 import io
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fer.errors import ImageError
 
+try:
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+except ModuleNotFoundError:
+    PILLOW = False
+else:
+    PILLOW = True
+
 __all__ = ["MAX_PIXELS", "SUFFIXES", "ImageSource", "image_files", "read_image"]
 
-ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
+ImageSource: TypeAlias = "str | Path | bytes | NDArray[Any] | Image.Image"
 
 #: Largest image that is read; as RGB it takes 600 MB.
 MAX_PIXELS = 200_000_000
@@ -51,6 +62,9 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
     try:
         if isinstance(source, np.ndarray):
             return _from_array(source)
+        if not PILLOW:
+            content = source if isinstance(source, bytes) else Path(source).read_bytes()  # type: ignore[arg-type]
+            return _opencv(content)
         if isinstance(source, Image.Image):
             return _decode(source)
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file, _open(file) as image:
@@ -86,7 +100,7 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     return list(files.values())
 
 
-def _open(stream: Any) -> Image.Image:
+def _open(stream: Any) -> "Image.Image":
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -95,7 +109,7 @@ def _open(stream: Any) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(image: Image.Image) -> NDArray[np.uint8]:
+def _decode(image: "Image.Image") -> NDArray[np.uint8]:
     _check_size(image.width, image.height)
     image.load()
     image = _upright(image)
@@ -109,7 +123,15 @@ def _decode(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _opencv(content: bytes) -> NDArray[np.uint8]:
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    if pixels is None:
+        raise ImageError("OpenCV cannot read it; save it as JPEG or PNG, or install pillow, which reads more")
+    _check_size(pixels.shape[1], pixels.shape[0])
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def _upright(image: "Image.Image") -> "Image.Image":
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
@@ -158,7 +180,7 @@ def _name(source: ImageSource) -> str:
         return "the array"
     if isinstance(source, bytes):
         return f"the image of {len(source)} bytes"
-    if isinstance(source, Image.Image):
+    if PILLOW and isinstance(source, Image.Image):
         return str(getattr(source, "filename", "")) or "the PIL image"
     return str(source)
 
@@ -166,7 +188,7 @@ def _name(source: ImageSource) -> str:
 def _reason(error: Exception, name: str) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, UnidentifiedImageError):
+    if PILLOW and isinstance(error, UnidentifiedImageError):
         heic = Path(name).suffix.lower() in (".heic", ".heif")
         return f"{'HEIC is not supported' if heic else 'it is not an image of a known format'}; save it as JPEG or PNG"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

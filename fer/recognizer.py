@@ -1,24 +1,22 @@
 """Images in, expressions out: detector, crop and network together."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fer.config import TestTimeAugmentation
+from fer.classifier import Classifier, predict_probabilities
+from fer.config import DetectorName, RecognizerConfig, Runtime, TestTimeAugmentation
 from fer.emotions import EMOTIONS, Emotion
-from fer.errors import ImageError
-from fer.faces import DetectorName, Face, FaceDetector, create_detector, crop_face, find_faces
+from fer.errors import CheckpointError, ConfigError, ImageError
+from fer.faces import Face, FaceDetector, create_detector, crop_face, find_faces
 from fer.images import ImageSource, read_image
 from fer.preprocessing import resize_face
 
-if TYPE_CHECKING:
-    from fer.checkpoint import Checkpoint
-
-__all__ = ["EmotionRecognizer", "FacePrediction"]
+__all__ = ["EmotionRecognizer", "FacePrediction", "load_classifier"]
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,11 @@ class EmotionRecognizer:
     used from several threads.
     """
 
-    def __init__(self, checkpoint: "Checkpoint", detector: FaceDetector, *, tta: TestTimeAugmentation = "none") -> None:
+    def __init__(self, checkpoint: Classifier, detector: FaceDetector, *, tta: TestTimeAugmentation = "none") -> None:
         """Put a loaded checkpoint and a detector together; :meth:`load` does it by name.
 
         Args:
-            checkpoint: from :func:`fer.checkpoint.load_checkpoint`.
+            checkpoint: from :func:`load_classifier`, or of one's own.
             detector: what finds the faces.
             tta: views of a face whose logits are averaged; "flip" takes twice the time of "none".
         """
@@ -79,38 +77,45 @@ class EmotionRecognizer:
         cls,
         checkpoint: str | Path = "vgg16-cp-trl",
         *,
+        runtime: Runtime = "torch",
         device: str = "auto",
         detector: DetectorName | FaceDetector = "auto",
         detector_model: Path | None = None,
         threshold: float = 0.6,
+        max_side: int = 1280,
         tta: TestTimeAugmentation = "none",
-        threads: int | None = None,
+        threads: int = 0,
     ) -> Self:
         """A recogniser from a checkpoint.
 
         Args:
-            checkpoint: a shipped name, or a checkpoint's folder.
+            checkpoint: a shipped name, a checkpoint's folder or, for ONNX Runtime, a .onnx file.
+            runtime: "torch", or "onnx": ONNX Runtime on the CPU, with what ``fer export`` wrote and without PyTorch.
             device: "auto" (CUDA, then Apple's MPS, then the CPU) or a PyTorch device.
             detector: a name (see :func:`fer.faces.create_detector`), or any detector.
             detector_model: YuNet's .onnx file.
             threshold: least score of a face, in (0, 1); for a detector given by name.
+            max_side: a longer image is scaled down to this many pixels before it is searched; as above.
             tta: views of a face whose logits are averaged; "flip" takes twice the time of "none".
-            threads: CPU threads of the detector and of the whole process's PyTorch; their own choice by default.
+            threads: CPU threads of the detector and of the network; 0 leaves the choice to them.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or it is damaged.
+            CheckpointError: there is no such checkpoint, it is damaged, or it was not exported.
             DetectorError: the detector's model file is missing or is not what it should be.
             ConfigError: a setting is out of range.
         """
         if isinstance(detector, str):
-            detector = create_detector(detector, threshold=threshold, model=detector_model, threads=threads)
-        import torch
+            detector = create_detector(
+                detector, threshold=threshold, model=detector_model, max_side=max_side, threads=threads
+            )
+        classifier = load_classifier(checkpoint, runtime=runtime, device=device, threads=threads)
+        return cls(classifier, detector, tta=tta)
 
-        from fer.checkpoint import load_checkpoint
-
-        if threads:
-            torch.set_num_threads(threads)
-        return cls(load_checkpoint(checkpoint, device=device), detector, tta=tta)
+    @classmethod
+    def from_config(cls, config: RecognizerConfig) -> Self:
+        """As :meth:`load`, from the options of a command."""
+        names = (option.name for option in fields(RecognizerConfig))
+        return cls.load(**{name: getattr(config, name) for name in names})
 
     def analyze(self, image: ImageSource) -> list[FacePrediction]:
         """The faces of an image and their expressions, the most certainly found face first.
@@ -174,13 +179,11 @@ class EmotionRecognizer:
         Returns:
             (B, 7) float32 in 0..1, in the order of ``EMOTIONS``.
         """
-        from fer.inference import predict_probabilities
-
         return predict_probabilities(self.checkpoint, faces, tta=self.tta, batch_size=batch_size)
 
     def _cut(self, image: NDArray[np.uint8], faces: Sequence[Face]) -> list[NDArray[np.uint8]]:
         # At the network's size, as it would be made later anyway: a batch of large faces would fill the memory.
-        size = self.checkpoint.config.model.preprocessing.size
+        size = self.checkpoint.preprocessing.size
         return [resize_face(crop_face(image, face), size) for face in faces]
 
     def _predict(
@@ -192,3 +195,35 @@ class EmotionRecognizer:
                 yield faces
             else:
                 yield [FacePrediction.of(face, row) for face, row in zip(faces, rows, strict=False)]
+
+
+def load_classifier(
+    name: str | Path, *, runtime: Runtime = "torch", device: str = "auto", threads: int = 0
+) -> Classifier:
+    """The network of a checkpoint alone; see :meth:`EmotionRecognizer.load`.
+
+    Args:
+        name: a shipped name, a checkpoint's folder or, for ONNX Runtime, a .onnx file.
+        runtime: "torch" or "onnx".
+        device: "auto" or a PyTorch device.
+        threads: CPU threads, with PyTorch those of the whole process; 0 leaves the choice to the runtime.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it is damaged, or it was not exported.
+        ConfigError: there is no such device.
+    """
+    if runtime == "onnx":
+        if device not in ("auto", "cpu"):
+            raise ConfigError(f"runtime onnx works on the CPU, not on device {device!r}: leave the device at auto")
+        from fer.onnx_runtime import load_onnx
+
+        return load_onnx(name, threads=threads)
+    if Path(name).suffix == ".onnx":
+        raise CheckpointError(f"{name} is for ONNX Runtime: choose runtime onnx (--runtime onnx), or a checkpoint")
+    import torch
+
+    from fer.checkpoint import load_checkpoint
+
+    if threads:
+        torch.set_num_threads(threads)
+    return load_checkpoint(name, device=device)

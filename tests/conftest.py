@@ -23,3 +23,23 @@ def fer2013() -> Dataset:
 def synthetic() -> Dataset:
     """The schematic faces, drawn once."""
     return load("synthetic")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint's folder with a small untrained network, and model.onnx beside it."""
+    import torch
+
+    from fer.checkpoint import save_checkpoint
+    from fer.config import Config, ExportConfig, ModelConfig, Preprocessing, TrainConfig
+    from fer.export import export
+    from fer.models import create_model
+
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
+    config = Config("tiny", ModelConfig(trunk="cnn", rank=4, preprocessing=Preprocessing()), TrainConfig())
+    model = create_model(config.model)
+    model(torch.randn(8, 1, 48, 48))  # BatchNorm's statistics leave their start
+    save_checkpoint(folder, model, config, temperature=0.02)
+    export(folder, ExportConfig(data="/nowhere"))
+    return folder

@@ -20,6 +20,7 @@ def test_public_names_are_these_and_can_all_be_had():
         "DetectorError",
         "Emotion",
         "EmotionRecognizer",
+        "ExportError",
         "FacePrediction",
         "FerError",
         "ImageError",
