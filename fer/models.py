@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import vgg
 
 from fer.config import IMAGENET_GREY, ModelConfig
 from fer.emotions import EMOTIONS
@@ -22,6 +20,7 @@ from fer.trl import CPTRL, TTTRL, TensorRegressionLayer, TuckerTRL
 
 __all__ = [
     "EmotionModel",
+    "create_head",
     "create_model",
     "layer_shapes",
     "load_imagenet_trunk",
@@ -34,6 +33,9 @@ TRL_HEADS: dict[str, type[TensorRegressionLayer]] = {layer.name: layer for layer
 #: ImageNet normalisation of torchvision's VGG16: means and standard deviations of R, G and B in 0..1.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: Output channels of VGG16's 3x3 convolutions (Simonyan and Zisserman 2015), by block; a block ends with a pooling.
+_VGG16_BLOCKS: tuple[tuple[int, ...], ...] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 
 #: Output channels of the scratch network's residual blocks; each "/2" halves the resolution.
 _CNN_STEM = 32
@@ -53,18 +55,20 @@ class EmotionModel(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = _TRUNKS[config.trunk](config)
-        self.head = _make_head(config, self.trunk_shape())
+        self.head = create_head(config, self.trunk_shape())
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, 7), of normalised faces, (B, C, S, S)."""
         x = self.trunk(x)  # vgg16-cp-trl: (B, 1, 48, 48) -> (B, 512, 3, 3)
         return self.head(x)  # type: ignore[no-any-return]  # (B, 512, 3, 3) -> (B, 7)
 
+    @torch.no_grad()
     def trunk_shape(self) -> torch.Size:
-        """Shape of the trunk's output for one face, (channels, height, width), found without computing anything."""
-        p = self.config.preprocessing
-        ghost = copy.deepcopy(self.trunk).to("meta").eval()
-        shape: torch.Size = ghost(torch.empty(1, p.channels, p.size, p.size, device="meta")).shape
+        """Shape of the trunk's output for one face, (channels, height, width), found by running it."""
+        p, training = self.config.preprocessing, self.trunk.training
+        device = next(self.trunk.parameters()).device  # not always "meta", which takes 1.5 s to be imported
+        shape: torch.Size = self.trunk.eval()(torch.zeros(1, p.channels, p.size, p.size, device=device)).shape
+        self.trunk.train(training)
         return shape[1:]
 
 
@@ -80,17 +84,19 @@ def create_model(config: ModelConfig) -> EmotionModel:
 
 
 def _vgg16_trunk(config: ModelConfig) -> nn.Sequential:
-    """Torchvision's VGG16 without its classifier and its last ``5 - poolings`` poolings."""
-    plan = list(vgg.cfgs["D"])
-    for _ in range(5 - config.poolings):
-        del plan[len(plan) - 1 - plan[::-1].index("M")]
-    trunk: nn.Sequential = vgg.make_layers(plan, batch_norm=config.batch_norm)
-    trunk[0] = nn.Conv2d(config.preprocessing.channels, 64, kernel_size=3, padding=1)
-    for layer in trunk:  # torchvision's own initialisation
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return trunk
+    """Torchvision's VGG16 (same order of layers and initialisation) without its last ``5 - poolings`` poolings."""
+    layers: list[nn.Module] = []
+    inputs = config.preprocessing.channels
+    for block, channels in enumerate(_VGG16_BLOCKS):
+        for outputs in channels:
+            conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            layers += [conv, *([nn.BatchNorm2d(outputs)] if config.batch_norm else []), nn.ReLU(inplace=True)]
+            inputs = outputs
+        if block < config.poolings:
+            layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
 
 
 def _guide_trunk(config: ModelConfig) -> nn.Sequential:
@@ -146,12 +152,15 @@ _TRUNKS = {"vgg16": _vgg16_trunk, "cnn": _cnn_trunk, "guide-cnn": _guide_trunk}
 # -- heads ------------------------------------------------------------------------------------------------------------
 
 
-def _make_head(config: ModelConfig, shape: torch.Size) -> nn.Module:
+def create_head(config: ModelConfig, shape: torch.Size) -> nn.Module:
+    """A head with random weights for a trunk's output of that shape, (channels, height, width)."""
     classes = len(EMOTIONS)
     if config.head in TRL_HEADS:
         return TRL_HEADS[config.head](shape, classes, config.rank, tensor_dropout=config.tensor_dropout)
     if config.head == "gap":
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], classes))
+    if config.head == "dense":
+        return nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), classes))
     return nn.Sequential(  # VGG's own classifier
         nn.Flatten(),
         nn.Linear(shape.numel(), 4096),
@@ -202,9 +211,10 @@ def load_imagenet_trunk(trunk: nn.Sequential, source: str, faces: Tensor) -> Non
         CheckpointError: the file cannot be read or lacks a layer.
     """
     convolutions = [m for m in trunk if isinstance(m, nn.Conv2d)]
-    names = (i for i, layer in enumerate(vgg.make_layers(vgg.cfgs["D"])) if isinstance(layer, nn.Conv2d))
+    plain = _vgg16_trunk(ModelConfig(poolings=5, batch_norm=False))  # numbers its layers as torchvision does
+    indices = (i for i, layer in enumerate(plain) if isinstance(layer, nn.Conv2d))
     state = _imagenet_state(source)
-    for conv, index in zip(convolutions, names, strict=True):
+    for conv, index in zip(convolutions, indices, strict=True):
         try:
             weight, bias = (state[f"features.{index}.{part}"].float() for part in ("weight", "bias"))
         except KeyError as error:
@@ -229,7 +239,9 @@ def load_imagenet_trunk(trunk: nn.Sequential, source: str, faces: Tensor) -> Non
 
 def _imagenet_state(source: str) -> dict[str, Tensor]:
     if source == "imagenet":
-        weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
+        from torchvision.models import VGG16_Weights  # takes a second
+
+        weights = VGG16_Weights.IMAGENET1K_V1
         try:
             return dict(weights.get_state_dict(progress=True, check_hash=True))
         except OSError as error:
@@ -286,7 +298,7 @@ def layer_shapes(model: EmotionModel) -> list[tuple[str, str, torch.Size, int]]:
     """Each leaf layer's name, type, output shape for one face (without the batch) and number of parameters."""
     p = model.config.preprocessing
     rows: list[tuple[str, str, torch.Size, int]] = []
-    ghost = copy.deepcopy(model).to("meta").eval()
+    ghost = copy.deepcopy(model).eval()
     for name, module in ghost.named_modules():
         if not any(True for _ in module.children()) and not isinstance(module, nn.Sequential):  # an empty shortcut
 
@@ -295,7 +307,8 @@ def layer_shapes(model: EmotionModel) -> list[tuple[str, str, torch.Size, int]]:
 
             module.register_forward_hook(note)
     with torch.no_grad():
-        x = ghost.trunk(torch.empty(1, p.channels, p.size, p.size, device="meta"))
+        device = next(ghost.parameters()).device  # not always "meta": see trunk_shape
+        x = ghost.trunk(torch.zeros(1, p.channels, p.size, p.size, device=device))
         if isinstance(ghost.head, TensorRegressionLayer):  # known without a run
             output = torch.Size([ghost.head.num_classes])
             rows.append(("head", type(ghost.head).__name__, output, parameter_count(ghost.head)))

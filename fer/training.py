@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from fer import dataset as datasets
 from fer.augmentation import Views
-from fer.checkpoint import save_checkpoint
+from fer.checkpoint import load_checkpoint, save_checkpoint
 from fer.config import Config, Preprocessing, TrainConfig, to_dict
 from fer.errors import ConfigError
 from fer.features import trunk_features
-from fer.inference import predict_logits
+from fer.inference import predict_logits, predict_probabilities
 from fer.models import EmotionModel, create_model, load_imagenet_trunk
 from fer.preprocessing import prepare
 
@@ -39,6 +39,7 @@ __all__ = ["fit"]
 
 STATE = "state.pt"
 LOG = "log.csv"
+TEACHERS = "teachers.npy"
 
 #: Settings that a resumed run may change without becoming another run.
 _FREE = {"data", "output", "resume", "workers", "threads"}
@@ -103,7 +104,7 @@ class Run:
             load_imagenet_trunk(self.model.trunk, cfg.weights, torch.from_numpy(faces))
         self.model.to(accelerator.device)
 
-        targets = train.soft_targets(cfg.ferplus)[chosen]
+        targets = train.soft_targets(cfg.ferplus)[chosen]  # (N, 7)
         self.trained: nn.Module = self.model
         if cfg.freeze_trunk:
             self.trained = self.model.head
@@ -115,7 +116,12 @@ class Run:
             samples: Dataset[Batch] = _FeatureSet(features, chosen, targets)
         else:
             self.val_inputs = val.images
-            samples = _FaceSet(train.images[chosen], targets, cfg, config.model.preprocessing)
+            images = train.images[chosen]
+            if cfg.teachers:
+                with accelerator.main_process_first():
+                    answers = self._teachers_answers(images)  # (views, N, 7)
+                targets = ((1 - cfg.distill) * targets + cfg.distill * answers).astype(np.float32)
+            samples = _FaceSet(images, targets, cfg, config.model.preprocessing)
         self.batches = _Batches(len(chosen), cfg, accelerator.process_index, accelerator.num_processes)
         self.loader = DataLoader(
             samples,
@@ -137,6 +143,24 @@ class Run:
         self.step = 0
         self.wrapped = self._wrap()
         self.writer: SummaryWriter | None = None
+
+    def _teachers_answers(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the teachers, on average, make of each of the views that will be trained on; kept for ``--resume``."""
+        cfg, file = self.config.training, self.folder / TEACHERS
+        if self.accelerator.is_main_process and not (cfg.resume and file.is_file()):
+            teachers = [
+                load_checkpoint(name.strip(), device=self.accelerator.device.type) for name in cfg.teachers.split(",")
+            ]
+            make, answers = Views(cfg), np.empty((cfg.distill_views, len(images), 7), np.float32)
+            for view, row in enumerate(answers):
+                faces = [make(image, _mix(cfg.seed, view, i)) for i, image in enumerate(images)]
+                caption = f"teachers' view {view + 1}/{len(answers)}"
+                with self.accelerator.autocast():
+                    row[:] = np.mean([predict_probabilities(t, faces, progress=caption) for t in teachers], axis=0)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(file, answers)
+        kept: NDArray[np.float32] = np.load(file)
+        return kept
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
@@ -342,7 +366,10 @@ class Run:
 
 
 class _FaceSet(Dataset[Batch]):
-    """Random views of faces, prepared for the network, a whole batch at a time."""
+    """Random views of faces, prepared for the network, a whole batch at a time.
+
+    With targets of (N, 7) each epoch has views of its own; with (V, N, 7), of teachers, V views come in turn.
+    """
 
     def __init__(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], cfg: TrainConfig, preprocessing: Preprocessing
@@ -351,8 +378,12 @@ class _FaceSet(Dataset[Batch]):
         self._views = Views(cfg)
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
+        if self._targets.ndim == 3:
+            items = [(epoch % len(self._targets), i) for epoch, i in items]
+            targets = np.stack([self._targets[item] for item in items])
+        else:
+            targets = self._targets[[i for _, i in items]]
         views = [self._views(self._images[i], _mix(self._seed, epoch, i)) for epoch, i in items]
-        targets = self._targets[[i for _, i in items]]
         return torch.from_numpy(prepare(views, self._preprocessing)), torch.from_numpy(targets)
 
 
@@ -390,8 +421,14 @@ class _Batches(Sampler[list[tuple[int, int]]]):
 
 
 def _essentials(config: dict[str, Any], processes: int) -> dict[str, Any]:
-    """The settings that make a run what it is, by name."""
-    settings = config["training"] | config["model"] | config["model"]["preprocessing"] | {"processes": processes}
+    """The settings that make a run what it is, by name; those that an older state lacks have their defaults."""
+    settings = (
+        to_dict(TrainConfig())
+        | config["training"]
+        | config["model"]
+        | config["model"]["preprocessing"]
+        | {"processes": processes}
+    )
     return {name: value for name, value in settings.items() if name not in _FREE | {"preprocessing"}}
 
 

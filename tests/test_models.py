@@ -15,7 +15,7 @@ from fer.models import EmotionModel, create_model, layer_shapes, load_imagenet_t
 from fer.preprocessing import prepare
 from fer.trl import CPTRL
 
-HEADS = ("cp-trl", "tucker-trl", "tt-trl", "fc", "gap")
+HEADS = ("cp-trl", "tucker-trl", "tt-trl", "dense", "fc", "gap")
 
 
 def on_meta(config: ModelConfig) -> EmotionModel:

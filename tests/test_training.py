@@ -3,6 +3,7 @@ import dataclasses
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fer.checkpoint import load_checkpoint
+from fer.checkpoint import load_checkpoint, save_checkpoint
 from fer.config import RECIPES, Config, Preprocessing, command_line
 from fer.dataset import load
 from fer.errors import ConfigError, DatasetError
@@ -125,6 +126,50 @@ def test_two_epochs_beat_chance_and_leave_all_that_was_promised(tmp_path):
     report = evaluate(load_checkpoint(folder), load("synthetic"), split="val", tta="none")
     assert report["leak_free_accuracy"] == pytest.approx(best, abs=0.01)  # float16 may turn an image or two
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_student_is_told_what_its_teachers_see_in_the_very_view(data, tmp_path):
+    """Else distillation would teach the answer to another picture, or a resumed run other answers."""
+    teachers = []
+    for seed in (1, 2):
+        folder = tmp_path / f"teacher {seed}"
+        torch.manual_seed(seed)
+        config = settings("guide-cnn", data, tmp_path, half=False)
+        save_checkpoint(folder, create_model(config.model), config, temperature=0.05)
+        teachers.append(folder)
+    config = settings(
+        "guide-cnn", data, tmp_path / "student", ferplus=0.0, distill=1.0, distill_views=2, epochs=3,
+        teachers=", ".join(map(str, teachers)),
+    )  # fmt: skip
+    run = run_of(config)
+    loaded = [load_checkpoint(folder) for folder in teachers]
+    for epoch in range(3):
+        run.batches.epoch = epoch
+        images, targets = next(iter(run.loader))
+        answers = [(t.model(images) / t.temperature).softmax(1) for t in loaded]
+        assert torch.allclose(targets, (answers[0] + answers[1]) / 2, atol=1e-5)
+    assert targets.std() > 0.1  # the two do not agree on everything being alike
+
+    run.train_epoch()
+    for folder in teachers:
+        shutil.rmtree(folder)
+    resumed = dataclasses.replace(config, training=dataclasses.replace(config.training, resume=True))
+    again = run_of(resumed)
+    again.resume()
+    again.batches.epoch = run.batches.epoch = 1
+    assert torch.equal(next(iter(again.loader))[1], next(iter(run.loader))[1])
+
+
+def test_a_state_from_before_a_setting_existed_can_be_resumed(data, tmp_path):
+    """Else an upgrade would cost the hours that a run has trained."""
+    config = settings("guide-cnn", data, tmp_path)
+    run_of(config).train_epoch()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["config"]["training"]["teachers"]
+    torch.save(state, tmp_path / "state.pt")
+    run = run_of(dataclasses.replace(config, training=dataclasses.replace(config.training, resume=True)))
+    run.resume()
+    assert run.epoch == 1
 
 
 def test_copies_are_left_out_and_leaks_do_not_choose(data, tmp_path):
