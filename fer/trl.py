@@ -15,12 +15,15 @@ References:
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property, reduce
 from typing import Any, ClassVar, Self
 
+import tensorly
 import torch
+from tensorly.decomposition import parafac, tensor_train, tucker
 from tltorch.factorized_tensors import CPTensor, FactorizedTensor, TTTensor, TuckerTensor
 from torch import Tensor, nn
 
@@ -100,12 +103,80 @@ class TensorRegressionLayer(nn.Module, ABC):
     def _drop(self, factors: list[Tensor]) -> list[Tensor]:
         """The factors without a random part of the rank components, and the rest scaled up."""
 
+    @staticmethod
+    @abstractmethod
+    def _fit(weight: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        """All factors of a near approximation to a regression tensor, (I1, .., IN, K) float64."""
+
     @abstractmethod
     def _halves(self, factors: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Two matrices whose product is the regression tensor: (L, R) for the first modes, (R, K * rest) for the rest.
 
         The classes stand before the rest of the modes. R is the rank of the bond between the two halves.
         """
+
+    # -- from a trained map -------------------------------------------------------------------------------------------
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        input_shape: Sequence[int],
+        rank: int | Sequence[int],
+        *,
+        tensor_dropout: float = 0.0,
+        x: Tensor | None = None,
+    ) -> Self:
+        """A layer fitted to a trained dense map on the flattened input, to replace it or to start training from.
+
+        CP is fitted by alternating least squares (exact once the rank reaches the number of entries over the longest
+        mode), Tucker by higher-order orthogonal iteration, TT by successive SVDs; all minimise the squared difference
+        of the weights, and at full rank the layer is the map. With inputs, the difference is weighted by the covariance
+        of their channels: what the map does with directions that hardly occur then costs no rank.
+
+        Args:
+            linear: the map, (K, I1 * .. * IN), and its bias if it has one.
+            input_shape: (I1, .., IN).
+            rank: as of the layer.
+            tensor_dropout: as of the layer.
+            x: (B, I1, .., IN), inputs as they come in use, a few thousand; I1 are the channels.
+
+        Raises:
+            ValueError: the map's inputs are not as many as the shape has entries, or a setting is out of range.
+        """
+        classes, bias = linear.out_features, linear.bias is not None
+        if math.prod(input_shape) != linear.in_features:
+            raise ValueError(f"a map of {linear.in_features} inputs does not act on {tuple(input_shape)}")
+        layer = cls(input_shape, classes, rank, tensor_dropout=tensor_dropout, bias=bias).to(linear.weight)
+        weight = linear.weight.view(classes, *input_shape).movedim(0, -1).double()
+        with tensorly.backend_context("pytorch"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Trying to compute SVD with")  # where the rank is above a mode's size
+            if x is None:
+                fitted = cls._fit(weight, layer.rank)
+            else:
+                root = _channel_root(x).to(weight)
+                fitted = list(cls._fit(torch.tensordot(root.t(), weight, 1), layer.rank))
+                channels = len(fitted) - weight.ndim  # the factor of the first mode: Tucker's core stands before it
+                factor = fitted[channels]
+                solved = torch.linalg.solve_triangular(root.t(), factor.reshape(len(root), -1), upper=True)
+                fitted[channels] = solved.view_as(factor)
+        for factor, values in zip(layer._factors(), fitted, strict=True):
+            factor.copy_(values)
+        if layer.bias is not None:
+            layer.bias.copy_(linear.bias)
+        return layer.train(linear.training)
+
+    def truncated(self, rank: int, x: Tensor | None = None) -> Self:  # noqa: ARG002 - CP's alone
+        """A layer of a lower rank that does nearly what this one does, without training.
+
+        For Tucker and TT: the folded map, decomposed anew, where singular values order the components.
+
+        Args:
+            rank: of the new layer.
+            x: (B, I1, .., IN), inputs as they come in use; see :meth:`CPTRL.truncated`.
+        """
+        return self.from_linear(self.to_linear(), self.input_shape, rank, tensor_dropout=self.tensor_dropout)
 
     # -- size ---------------------------------------------------------------------------------------------------------
 
@@ -341,6 +412,76 @@ class CPTRL(TensorRegressionLayer):
         kept = scale.nonzero().squeeze(1)  # leaving out what is dropped saves more than the selection takes
         return [f.index_select(1, kept) for f in factors]
 
+    def component_norms(self) -> Tensor:
+        """(R,) norms of the rank-one terms that the regression tensor is the sum of; detached."""
+        norms = [factor.detach().norm(dim=0) for factor in self._factors()]
+        product: Tensor = reduce(torch.mul, norms)
+        return product
+
+    @torch.no_grad()
+    def truncated(self, rank: int, x: Tensor | None = None) -> Self:
+        """A layer of the most important components, without training.
+
+        Without inputs, those with the largest norms, as they are. With inputs, components are chosen one by one, each
+        time the one that, with class factors fitted anew, brings the scores of inputs like ``x`` nearest to those of
+        all components, in the sum of squares and up to common shifts of all classes, which change no probability
+        (orthogonal least squares; Chen, Billings and Luo 1989). Class factors and bias of the result are the fitted
+        ones.
+
+        Args:
+            rank: how many components to keep, at most R.
+            x: (B, I1, .., IN), inputs as they come in use, a few thousand.
+
+        Raises:
+            ValueError: the rank is out of range.
+        """
+        (full,) = self.rank
+        if not 1 <= rank <= full:
+            raise ValueError(f"rank must be in 1..{full}, not {rank}")
+        *inputs, last = (factor.detach() for factor in self._factors())
+        bias = None if self.bias is None else self.bias.detach()
+        if x is None:
+            kept = self.component_norms().topk(rank).indices.sort().values
+            last = last[:, kept]
+        else:
+            activations = (x.flatten(1) @ _khatri_rao(inputs)).double()  # (B, R)
+            mean = activations.mean(0) if bias is not None else torch.zeros_like(activations[0])
+            kept, fitted = _select(activations - mean, last.double(), rank)
+            if bias is not None:
+                bias = bias + last @ mean.to(last) - fitted.to(last) @ mean[kept].to(last)
+            last = fitted.to(last)
+        layer = type(self)(
+            self.input_shape, self.num_classes, rank, tensor_dropout=self.tensor_dropout, bias=bias is not None
+        ).to(last)
+        for factor, values in zip(layer._factors(), (*(f[:, kept] for f in inputs), last), strict=True):
+            factor.copy_(values)
+        if layer.bias is not None and bias is not None:
+            layer.bias.copy_(bias)
+        return layer.train(self.training)
+
+    @staticmethod
+    def _fit(weight: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        longest = max(range(weight.ndim), key=lambda mode: weight.shape[mode])
+        fibres = weight.movedim(longest, 0).flatten(1)  # (I, rest)
+        others = [size for mode, size in enumerate(weight.shape) if mode != longest]
+        if rank[0] >= fibres.shape[1]:  # a term for each fibre: itself, at its place in the other modes
+            place = torch.unravel_index(torch.arange(fibres.shape[1], device=weight.device), others)
+            factors = [nn.functional.one_hot(i, size).t().to(weight) for i, size in zip(place, others, strict=True)]
+            factors.insert(longest, fibres)
+            spare = rank[0] - fibres.shape[1]  # terms of zero, that can learn
+            factors = [
+                torch.cat([f, f.new_zeros(len(f), spare) if mode == longest else torch.randn(len(f), spare).to(f)], 1)
+                for mode, f in enumerate(factors)
+            ]
+            return _balanced(factors)
+        # What the longest mode does lies in the span of the fibres: the rest of the work is on a small tensor.
+        basis, singular, right = torch.linalg.svd(fibres, full_matrices=False)
+        core = (singular.unsqueeze(1) * right).view(-1, *others).movedim(0, longest)
+        starts = [_alternate(core, rank[0], *start) for start in (("svd", 0), ("random", 0), ("random", 1))]
+        factors = min(starts, key=lambda factors: float((tensorly.cp_to_tensor((None, factors)) - core).norm()))
+        factors[longest] = basis @ factors[longest]
+        return _balanced(factors)
+
     def _halves(self, factors: list[Tensor]) -> tuple[Tensor, Tensor]:
         *inputs, last = factors
         return _khatri_rao(inputs[: self._cut]), _khatri_rao([last, *inputs[self._cut :]]).t()
@@ -383,6 +524,11 @@ class TuckerTRL(TensorRegressionLayer):
         core, *matrices = factors
         return [core, *(m * self._kept(m, r) for m, r in zip(matrices, self.rank, strict=True))]
 
+    @staticmethod
+    def _fit(weight: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        core, factors = tucker(weight, rank)
+        return [core, *factors]
+
     def _halves(self, factors: list[Tensor]) -> tuple[Tensor, Tensor]:
         core, first, *middle, last = factors
         right = core.movedim((-1, 0), (0, -1)).reshape(1, -1)  # (R1, .., RN, RK) -> (RK, R2, .., RN, R1)
@@ -424,6 +570,11 @@ class TTTRL(TensorRegressionLayer):
         *cores, last = factors
         return [*(core * self._kept(core, r) for core, r in zip(cores, self.rank, strict=True)), last]
 
+    @staticmethod
+    def _fit(weight: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        cores: Sequence[Tensor] = tensor_train(weight, (1, *rank, 1)).factors
+        return cores
+
     def _halves(self, factors: list[Tensor]) -> tuple[Tensor, Tensor]:
         first, *others = factors
         right = reduce(lambda chain, core: torch.tensordot(core, chain, 1), reversed(others))  # (R1, I2, .., IN, K, 1)
@@ -454,3 +605,52 @@ def _khatri_rao(factors: Sequence[Tensor]) -> Tensor:
 def _mode_product(matrix: Tensor, x: Tensor) -> Tensor:
     """(J, I) with (B, I, S) -> (B, J, S); ``matmul`` would copy x."""
     return torch.bmm(matrix.expand(len(x), -1, -1), x)
+
+
+def _channel_root(x: Tensor) -> Tensor:
+    """The Cholesky factor, (I1, I1) float64, of the covariance of the channels of inputs, (B, I1, .., IN)."""
+    channels = (x - x.mean(0)).movedim(1, -1).flatten(0, -2).double()
+    covariance = channels.t() @ channels / len(channels)
+    covariance.diagonal().add_(1e-3 * covariance.diagonal().mean())
+    root: Tensor = torch.linalg.cholesky(covariance)
+    return root
+
+
+def _alternate(tensor: Tensor, rank: int, start: str, seed: int) -> list[Tensor]:
+    """CP factors by alternating least squares; the ridge, far below the fit's error, keeps parallel terms solvable."""
+    ridge = 1e-9 * float(tensor.norm()) ** (2 - 2 / tensor.ndim) or 1e-9
+    found = parafac(tensor, rank, n_iter_max=300, init=start, tol=1e-7, l2_reg=ridge, random_state=seed)
+    return list(found.factors)
+
+
+def _balanced(factors: Sequence[Tensor]) -> list[Tensor]:
+    """CP factors of the same terms, with the norm of each term shared evenly, as gradients and weight decay like it."""
+    norms = torch.stack([factor.norm(dim=0) for factor in factors])  # (N + 1, R)
+    norms = torch.where(norms.prod(0) > 0, norms, 1)  # a term of zero stays as it is
+    each = norms.log().mean(0).exp()
+    return [factor * (each / norm) for factor, norm in zip(factors, norms, strict=True)]
+
+
+def _select(activations: Tensor, last: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Which components to keep, (rank,), the most important first, and their class factors fitted anew, (K, rank).
+
+    Args:
+        activations: (B, R) of the components, without their mean.
+        last: (K, R) class factors.
+        rank: how many to keep.
+    """
+    gram = activations.t() @ activations / len(activations)
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+    left, wanted = gram.clone(), gram @ (last - last.mean(0)).t()  # (R, R), (R, K): what the chosen do not explain yet
+    chosen = torch.zeros(len(gram), dtype=torch.bool, device=gram.device)
+    order = []
+    for _ in range(rank):
+        gain = wanted.square().sum(1) / left.diagonal().clamp_min(1e-300)
+        best = int(gain.masked_fill(chosen, -1).argmax())
+        share = left[:, best] / left[best, best]
+        wanted = wanted - torch.outer(share, wanted[best])
+        left = left - torch.outer(share, left[best])
+        chosen[best] = True
+        order.append(best)
+    kept = torch.tensor(order, device=gram.device)
+    return kept, torch.linalg.solve(gram[kept][:, kept], gram[kept] @ last.t()).t()

@@ -490,6 +490,219 @@ def test_the_evidence_adds_up_to_the_scores(make: type[TensorRegressionLayer]) -
     assert flat.evidence(torch.randn(5, 6)).shape == (5, CLASSES)
 
 
+# -- from a trained map -----------------------------------------------------------------------------------------------
+
+
+def dense(shape: tuple[int, ...], bias: bool = True) -> nn.Linear:
+    return nn.Linear(math.prod(shape), CLASSES, bias=bias).double().eval()
+
+
+@each_layer
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_full_rank_conversion_is_the_dense_map(
+    make: type[TensorRegressionLayer], shape: tuple[int, ...], bias: bool
+) -> None:
+    """Who converts a classifier without giving up rank must not lose a single prediction."""
+    linear = dense(shape, bias)
+    layer = make.from_linear(linear, shape, math.prod(shape) * CLASSES if make is CPTRL else 1000)
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), linear(x.flatten(1)))
+    assert layer.fold().dtype == torch.float64
+    assert not layer.training
+    layer.train()(x).square().sum().backward()
+    for factor in layer.parameters():  # the terms that CP has to spare can learn too, through their one factor of zeros
+        assert torch.isfinite(factor.grad).all()
+    if make is CPTRL:
+        assert min(sum(f.grad[:, r].abs().sum() for f in layer.weight.factors) for r in range(layer.rank[0])) > 0
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_a_conversion_finds_a_map_of_that_rank(rank: int) -> None:
+    """A gap head is such a map; alternating least squares that stop early would cost it accuracy."""
+    for shape in ((30, 3, 3), (3, 8, 5)):
+        torch.manual_seed(rank)
+        teacher = CPTRL(shape, CLASSES, rank).double()
+        layer = CPTRL.from_linear(teacher.to_linear(), shape, rank)
+        assert layer.num_parameters == teacher.num_parameters
+        error = (layer.fold() - teacher.fold()).norm() / teacher.fold().norm()
+        assert error < 1e-3
+
+
+def test_a_global_average_is_found_at_the_rank_of_its_classes() -> None:
+    """gap and one linear layer is a CP map of rank K: constant over the positions."""
+    weight = torch.randn(CLASSES, 20, dtype=torch.float64)
+    linear = dense((20, 3, 3))
+    with torch.no_grad():
+        linear.weight.copy_((weight / 9).view(CLASSES, 20, 1, 1).expand(-1, -1, 3, 3).flatten(1))
+    layer = CPTRL.from_linear(linear, (20, 3, 3), CLASSES)
+    torch.testing.assert_close(layer.fold(), linear.weight.detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [2, 6])
+def test_a_conversion_is_as_near_as_tensorlys(rank: int) -> None:
+    """The longest mode is compressed first, which must not cost any of the fit; Tucker and TT are tensorly's own."""
+    shape = (20, 2, 3)
+    linear = dense(shape)
+    weight = linear.weight.detach().view(CLASSES, *shape).movedim(0, -1)
+
+    def error(layer: TensorRegressionLayer) -> float:
+        return float((layer.fold() - linear.weight.detach()).norm())
+
+    theirs = tl.cp_to_tensor(tl.decomposition.parafac(weight, rank, init="random", random_state=0, n_iter_max=100))
+    assert error(CPTRL.from_linear(linear, shape, rank)) <= 1.02 * float((theirs - weight).norm())
+    tucker = TuckerTRL.from_linear(linear, shape, rank)
+    theirs = tl.tucker_to_tensor(tl.decomposition.tucker(weight, list(tucker.rank)))
+    assert error(tucker) == pytest.approx(float((theirs - weight).norm()), rel=1e-6)
+    tt = TTTRL.from_linear(linear, shape, rank)
+    theirs = tl.tt_to_tensor(tl.decomposition.tensor_train(weight, [1, *tt.rank, 1]))
+    assert error(tt) == pytest.approx(float((theirs - weight).norm()), rel=1e-6)
+
+
+@each_layer
+def test_a_higher_rank_is_never_a_worse_fit(make: type[TensorRegressionLayer]) -> None:
+    """A curve of accuracy against rank that goes down would be the fit's fault, not the rank's."""
+    linear = dense((12, 3, 2))
+    errors = [
+        float((make.from_linear(linear, (12, 3, 2), rank).fold() - linear.weight.detach()).norm())
+        for rank in (1, 4, 24)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-8
+
+
+@each_layer
+def test_a_map_of_zeros_can_be_converted(make: type[TensorRegressionLayer]) -> None:
+    """A pruned class, or a head at the start of training: no factor may become NaN."""
+    linear = dense((6, 3, 2))
+    nn.init.zeros_(linear.weight)
+    layer = make.from_linear(linear, (6, 3, 2), 2)
+    assert layer.fold().abs().max() < 1e-9
+
+
+@each_layer
+def test_inputs_decide_what_a_low_rank_is_spent_on(make: type[TensorRegressionLayer]) -> None:
+    """A map fitted to correlated features has large weights in directions that never occur; scores are what counts."""
+    linear, mixing = dense((12, 3, 2)), torch.randn(12, 12, dtype=torch.float64) * 4.0 ** -torch.arange(12)
+    x = torch.einsum("nabc,da->ndbc", torch.randn(800, 12, 3, 2, dtype=torch.float64), mixing)
+    scores = linear(x.flatten(1))
+
+    def error(layer: TensorRegressionLayer) -> float:
+        return (layer(x) - scores).square().mean().item()
+
+    plain, weighted = make.from_linear(linear, (12, 3, 2), 3), make.from_linear(linear, (12, 3, 2), 3, x=x)
+    assert error(weighted) < error(plain) / 2
+    full = make.from_linear(linear, (12, 3, 2), 24 if make is CPTRL else 1000, x=x)
+    torch.testing.assert_close(full(x), scores)
+
+
+@each_layer
+def test_a_map_of_another_size_is_refused(make: type[TensorRegressionLayer]) -> None:
+    with pytest.raises(ValueError, match=r"a map of 36 inputs does not act on \(6, 3, 3\)"):
+        make.from_linear(dense((6, 3, 2)), (6, 3, 3), 2)
+
+
+# -- cut down ---------------------------------------------------------------------------------------------------------
+
+
+def test_truncation_keeps_the_components_of_the_largest_norm() -> None:
+    """Without inputs there is nothing else to go by."""
+    layer, _ = small(CPTRL, 5)
+    with torch.no_grad():
+        layer.weight.factors[2].mul_(torch.tensor([1.0, 9.0, 0.1, 5.0, 3.0]))
+    norms = layer.component_norms()
+    terms = torch.einsum("ar,br,cr,kr->rabck", *layer.weight.factors)
+    torch.testing.assert_close(norms, terms.flatten(1).norm(dim=1).detach())
+    best = norms.argsort(descending=True)
+    for rank in (1, 3, 5):
+        cut = layer.truncated(rank)
+        expected = terms[best[:rank]].sum(0).movedim(-1, 0).flatten(1)
+        torch.testing.assert_close(cut.fold(), expected.detach())
+        assert cut.rank == (rank,)
+
+
+def test_truncation_by_inputs_leaves_out_what_they_do_not_use() -> None:
+    """The largest component in weights may act on a channel that is always zero."""
+    layer, x = CPTRL((6, 3, 2), CLASSES, 3).double().eval(), torch.randn(400, 6, 3, 2, dtype=torch.float64)
+    x[:, 0] = 0
+    with torch.no_grad():
+        layer.weight.factors[0][:, 1] = torch.tensor([1e3, 0, 0, 0, 0, 0])
+        layer.weight.factors[0][0, [0, 2]] = 0
+    assert layer.component_norms().argmax() == 1
+    torch.testing.assert_close(layer.truncated(2, x)(x), layer(x), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(layer.truncated(2)(x), layer(x), atol=0.1)
+
+
+def test_truncation_merges_parallel_components() -> None:
+    """Two that act alike are one: the class factors of the one that stays take over the other's."""
+    layer, x = CPTRL((6, 3, 2), CLASSES, 4).double().eval(), torch.randn(400, 6, 3, 2, dtype=torch.float64) + 1
+    with torch.no_grad():
+        for factor in layer.weight.factors[:3]:
+            factor[:, 3] = factor[:, 0]
+    nn.init.normal_(layer.bias)
+    torch.testing.assert_close(layer.truncated(3, x)(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_class_factors_are_refitted_by_least_squares(bias: bool) -> None:
+    """For its components the cut layer is the best there is, as numpy finds it, and each more component a gain."""
+    layer = CPTRL((6, 3, 2), CLASSES, 6, bias=bias).double().eval()
+    x = torch.randn(500, 6, 3, 2, dtype=torch.float64) + 0.5
+    scores = layer(x)
+    last = math.inf
+    for rank in (1, 2, 3, 4, 5, 6):
+        cut = layer.truncated(rank, x)
+        a, b, c, _ = cut.weight.factors
+        activations = torch.einsum("nabc,ar,br,cr->nr", x, a, b, c)
+        if bias:
+            activations = torch.cat([activations, torch.ones(500, 1)], 1)
+        solution = torch.linalg.lstsq(activations.detach(), scores.detach()).solution
+        torch.testing.assert_close(cut(x), activations @ solution, rtol=1e-3, atol=1e-3)
+        error = (cut(x) - scores).square().sum().item()
+        assert error <= last * (1 + 1e-6)
+        last = error
+    torch.testing.assert_close(layer.truncated(6, x)(x), scores, rtol=1e-4, atol=1e-4)
+
+
+def test_common_shifts_of_the_classes_do_not_count() -> None:
+    """A component that raises all classes alike changes no prediction, however large it is."""
+    layer, x = CPTRL((6, 3, 2), CLASSES, 3).double().eval(), torch.randn(400, 6, 3, 2, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.factors[3][:, 1] = 1e3
+    cut = layer.truncated(2, x)
+    torch.testing.assert_close(cut(x).softmax(1), layer(x).softmax(1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [TuckerTRL, TTTRL])
+def test_tucker_and_tt_are_cut_by_their_singular_values(make: type[TensorRegressionLayer]) -> None:
+    layer, _ = small(make, 3)
+    cut = layer.truncated(2)
+    assert max(cut.rank) == 2
+    error = (cut.fold() - layer.fold()).norm() / layer.fold().norm()
+    again = make.from_linear(layer.to_linear(), (6, 3, 2), 2)
+    assert 0 < error < 1
+    torch.testing.assert_close(cut.fold(), again.fold())
+
+
+@each_layer
+def test_a_cut_layer_goes_on_as_the_layer_was(make: type[TensorRegressionLayer]) -> None:
+    """Dropout, precision and mode are the layer's own, and the layer itself stays as it is."""
+    layer, x = make((6, 3, 2), CLASSES, 3, tensor_dropout=0.3).float().eval(), torch.randn(64, 6, 3, 2)
+    before = copy.deepcopy(layer.state_dict())
+    cut = layer.truncated(2, x)
+    assert cut.tensor_dropout == 0.3
+    assert cut.fold().dtype == torch.float32
+    assert not cut.training
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_a_rank_that_is_not_there_cannot_be_cut_to() -> None:
+    layer, x = small(CPTRL, 3)
+    for rank in (0, 4):
+        with pytest.raises(ValueError, match=r"rank must be in 1\.\.3"):
+            layer.truncated(rank, x)
+
+
 # -- size -------------------------------------------------------------------------------------------------------------
 
 
