@@ -87,8 +87,9 @@ def main(options: Options) -> None:
                         faces = found[k][0]
                         continue
                     if method == "flow":
-                        faces, cost = timed(follow, faces, greys[k - 1], greys[k])
+                        followed, cost = timed(follow, faces, greys[k - 1], greys[k])
                         spent.append(cost)
+                        faces = found[k][0] if followed is None else followed
                     for answer in recognizer.recognize(image, faces):
                         here = centre(answer.face)
                         nearest = min(truth[k], key=lambda other: math.dist(centre(other.face), here))

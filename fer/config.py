@@ -332,6 +332,8 @@ class VideoConfig(TrackingConfig):
 class AppConfig(TrackingConfig):
     """How the web page is served."""
 
+    detect_every: int = 2
+    """look for faces in every n-th frame only, and follow them in between"""
     host: str = "127.0.0.1"
     """address to listen on; 0.0.0.0 lets other machines in"""
     port: int = 7860

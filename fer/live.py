@@ -158,10 +158,12 @@ class LivePipeline:
         before, self._grey = self._grey, grey
         if self._index % self._detect_every and grey is not None and before is not None and before.shape == grey.shape:
             with self._timed("track"):
-                self._faces = follow(self._faces, before, grey)
-        else:
-            with self._timed("detect"):
-                self._faces = find_faces(image, self.recognizer.detector)
+                followed = follow(self._faces, before, grey)
+            if followed is not None:
+                self._faces = followed
+                return followed
+        with self._timed("detect"):
+            self._faces = find_faces(image, self.recognizer.detector)
         return self._faces
 
     def _smoothed(self, track: int, raw: FacePrediction, time: float) -> TrackedFace:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faces_csv import write_faces
 
 from fer.checkpoint import load_checkpoint, save_checkpoint
 from fer.cli import main
@@ -20,15 +21,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def data(synthetic, tmp_path_factory) -> Path:
     """A fer2013.csv with some synthetic faces and without a test split."""
-    folder = tmp_path_factory.mktemp("data")
-    with (folder / "fer2013.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["emotion", "pixels", "Usage"])
-        for name, usage, count in (("train", "Training", 140), ("val", "PublicTest", 35)):
-            split = synthetic.split(name)
-            for image, label in zip(split.images[:count], split.labels[:count], strict=True):
-                writer.writerow([label, " ".join(map(str, image.ravel())), usage])
-    return folder
+    return write_faces(tmp_path_factory.mktemp("data"), synthetic, train=140, val=35)
 
 
 @pytest.fixture(scope="module", autouse=True)

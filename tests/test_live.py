@@ -125,6 +125,10 @@ def test_faces_are_looked_for_in_every_nth_frame_and_followed_in_between(
     assert detector.calls == 10
     assert max(gaps[15:]) < 15  # of a face of 90 pixels
 
+    pipeline.process(scene((120, 240)), 1.0)  # a cut is noticed at once
+    result = pipeline.process(scene((480, 200)), 1.033)
+    assert nearest(result, 480, 200)[1] < 15
+
 
 def test_smoothing_is_in_seconds_whatever_the_frame_rate() -> None:
     """Else the same face would be answered differently on a slow computer."""

@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import importlib.util
 import json
@@ -7,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faces_csv import write_faces
 from PIL import Image
 
 from fer import dataset
@@ -34,15 +34,7 @@ def _cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(synthetic, tmp_path_factory) -> Path:
     """A fer2013.csv with some synthetic faces."""
-    folder = tmp_path_factory.mktemp("data")
-    with (folder / "fer2013.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["emotion", "pixels", "Usage"])
-        for name, usage, count in (("train", "Training", 210), ("val", "PublicTest", 70)):
-            split = synthetic.split(name)
-            for image, label in zip(split.images[:count], split.labels[:count], strict=True):
-                writer.writerow([label, " ".join(map(str, image.ravel())), usage])
-    return folder
+    return write_faces(tmp_path_factory.mktemp("data"), synthetic, train=210, val=70)
 
 
 def make(folder: Path, data: Path, head: str) -> Path:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from faces_csv import write_csv
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -41,13 +42,8 @@ def data(synthetic, tmp_path_factory) -> Path:
     train, val = synthetic.split("train"), synthetic.split("val")
     images = [*train.images[:280], *train.images[:10], *train.images[20:27], *val.images[7:70]]
     labels = [*train.labels[:280], *train.labels[:10], *train.labels[20:27], *val.labels[7:70]]
-    folder = tmp_path_factory.mktemp("data")
-    with (folder / "fer2013.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["emotion", "pixels", "Usage"])
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            writer.writerow([label, " ".join(map(str, image.ravel())), "Training" if i < 290 else "PublicTest"])
-    return folder
+    usages = ["Training"] * 290 + ["PublicTest"] * 70
+    return write_csv(tmp_path_factory.mktemp("data"), zip(images, labels, usages, strict=True))
 
 
 @pytest.fixture(scope="module", autouse=True)
