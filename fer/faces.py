@@ -118,6 +118,9 @@ class FaceDetector(Protocol):
 
         Args:
             image: (H, W, 3) uint8, RGB.
+
+        Raises:
+            ImageError: the array is not of that kind.
         """
         ...
 
@@ -155,14 +158,7 @@ class RetinaFace:
         self._local = threading.local()
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
-        """Faces in an image, the most certain first.
-
-        Args:
-            image: (H, W, 3) uint8, RGB.
-
-        Raises:
-            ImageError: the array is not of that kind.
-        """
+        """As :meth:`FaceDetector.detect`."""
         pixels, scale = _fit(image, self._max_side)
         offsets, confidence, points = self._session.run(None, {"input": self._input(pixels)})  # (1, A, 4 | 2 | 10)
         scores = confidence[0, :, 1]
@@ -224,14 +220,7 @@ class YuNet:
             ) from error
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
-        """Faces in an image, the most certain first.
-
-        Args:
-            image: (H, W, 3) uint8, RGB.
-
-        Raises:
-            ImageError: the array is not of that kind.
-        """
+        """As :meth:`FaceDetector.detect`."""
         pixels, scale = _fit(image, self._max_side)
         detector = getattr(self._local, "detector", None)
         if detector is None:

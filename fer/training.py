@@ -31,6 +31,7 @@ from fer.checkpoint import load_checkpoint, save_checkpoint
 from fer.config import Config, Preprocessing, TrainConfig, to_dict
 from fer.errors import ConfigError
 from fer.features import trunk_features
+from fer.heads import head_logits, with_head
 from fer.inference import predict_logits, predict_probabilities
 from fer.models import EmotionModel, create_model, load_imagenet_trunk
 from fer.preprocessing import prepare
@@ -263,7 +264,7 @@ class Run:
         model.eval()
         with self.accelerator.autocast():
             if cfg.freeze_trunk:
-                logits = _head_logits(model, self.val_inputs, self.accelerator.device)
+                logits = head_logits(model, [self.val_inputs])
             else:
                 p = self.config.model.preprocessing
                 logits = predict_logits(model, self.val_inputs, p, tta=cfg.tta, progress="validation")
@@ -294,10 +295,7 @@ class Run:
     def _best_model(self) -> EmotionModel:
         if not self.config.training.freeze_trunk:
             return self._evaluated()  # type: ignore[return-value]
-        model = create_model(self.config.model)
-        model.trunk.load_state_dict(self.model.trunk.state_dict())
-        model.head.load_state_dict(self._evaluated().state_dict())
-        return model
+        return with_head(self.model, self._evaluated(), self.config.model)
 
     def _write_log(self) -> None:
         temporary = self.folder / f"{LOG}.part"
@@ -488,15 +486,6 @@ def _rates(
         return factor
 
     return [curve(head_steps if group["trunk"] else 0) for group in optimizer.param_groups]
-
-
-def _head_logits(head: nn.Module, features: NDArray[np.float16], device: torch.device) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        parts = [
-            head(torch.from_numpy(features[i : i + 256].astype(np.float32)).to(device))
-            for i in range(0, len(features), 256)
-        ]
-        return np.asarray(torch.cat(parts).float().cpu().numpy())
 
 
 def plot_curves(log: Sequence[Row], file: Path) -> None:

@@ -15,6 +15,8 @@ from fer.cli import main
 from fer.config import RECIPES, Config, ModelConfig, Preprocessing, TrainConfig
 from fer.models import create_model
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,13 +24,6 @@ ROOT = Path(__file__).parent.parent
 def data(synthetic, tmp_path_factory) -> Path:
     """A fer2013.csv with some synthetic faces and without a test split."""
     return write_faces(tmp_path_factory.mktemp("data"), synthetic, train=140, val=35)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FER_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,11 @@ from fer.heads import HeadData, head_data, head_logits, shares_right, train_head
 from fer.models import create_model
 from fer.rank import rank_curve
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ROOT = Path(__file__).parent.parent
 BUDGET = RankConfig(ranks=(1, 3), views=1, epochs=2, batch_size=32, lr=3e-3, tta="none")
 OPTIONS = ["--views", "1", "--batch-size", "32", "--tta", "none", "--threads", "1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FER_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ from fer.inference import predict_logits
 from fer.models import create_model
 from fer.training import Run, fit
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ROOT = Path(__file__).parent.parent
 
 #: Faces that are hardly moved, so that little training shows.
@@ -44,13 +46,6 @@ def data(synthetic, tmp_path_factory) -> Path:
     labels = [*train.labels[:280], *train.labels[:10], *train.labels[20:27], *val.labels[7:70]]
     usages = ["Training"] * 290 + ["PublicTest"] * 70
     return write_csv(tmp_path_factory.mktemp("data"), zip(images, labels, usages, strict=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FER_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(autouse=True)
