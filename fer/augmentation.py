@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fer.config import TrainConfig
 
-__all__ = ["Views"]
+__all__ = ["Views", "seed_of"]
 
 
 class Views:
@@ -52,3 +52,8 @@ class Views:
             step.set_random_state(*state)
         view: NDArray[np.uint8] = self._compose(image=image)["image"]
         return view
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed that belongs to these numbers, such as (seed, epoch, image), and to no others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

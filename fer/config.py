@@ -176,8 +176,8 @@ class TrainConfig:
     """probability that a rectangle of a view is erased"""
 
     weights: str = "none"
-    """start of the trunk: none, imagenet (torchvision's download), or a .safetensors or .pth file with VGG16's
-    convolutional layers under torchvision's names"""
+    """where training starts: none (random), imagenet (torchvision's VGG16), a .safetensors or .pth file with VGG16's
+    convolutional layers under torchvision's names, or a checkpoint's name or folder"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 needs a CPU with AVX512-BF16 or AMX, or a GPU; fp16 needs a GPU"""
     device: str = "auto"
@@ -217,6 +217,11 @@ class TrainConfig:
         )
         _require(not (self.freeze_trunk and self.teachers), "teachers need a trunk that is trained: leave freeze_trunk")
 
+    @property
+    def starts_as_vgg16(self) -> bool:
+        """Whether ``weights`` are those of VGG16, rather than none or a checkpoint's."""
+        return self.weights == "imagenet" or Path(self.weights).suffix in (".safetensors", ".pth")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -229,8 +234,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(
-            self.training.weights == "none" or self.model.trunk == "vgg16",
-            f"weights are there for the vgg16 trunk only; {self.model.trunk} starts with --weights none",
+            self.model.trunk == "vgg16" or not self.training.starts_as_vgg16,
+            f"ImageNet's weights are there for the vgg16 trunk only; {self.model.trunk} starts with --weights none or "
+            "from a checkpoint",
         )
 
     @property

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fer.augmentation import Views
+from fer.augmentation import Views, seed_of
 from fer.config import TestTimeAugmentation, TrainConfig
 from fer.dataset import cache_folder
 from fer.models import EmotionModel
@@ -91,8 +91,7 @@ def augmented_features(
     strength = [getattr(config, name) for name in ("flip", "shift", "scale", "rotation", "brightness", "erase")]
 
     def prepared(number: int, part: slice) -> NDArray[np.float32]:
-        seeds = (int(np.random.SeedSequence((number, i)).generate_state(1)[0]) for i in range(part.start, part.stop))
-        drawn = [draw(image, seed) for image, seed in zip(images[part], seeds, strict=False)]
+        drawn = [draw(image, seed_of(number, i)) for i, image in enumerate(images[part], part.start)]
         return prepare(drawn, model.config.preprocessing)
 
     return [

@@ -26,15 +26,16 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fer import dataset as datasets
-from fer.augmentation import Views
+from fer.augmentation import Views, seed_of
 from fer.checkpoint import load_checkpoint, save_checkpoint
 from fer.config import Config, Preprocessing, TrainConfig, to_dict
 from fer.errors import ConfigError
 from fer.features import trunk_features
 from fer.heads import head_logits, with_head
-from fer.inference import predict_logits, predict_probabilities
+from fer.inference import predict_logits
 from fer.models import EmotionModel, create_model, load_imagenet_trunk
 from fer.preprocessing import prepare
+from fer.teachers import teachers_answers
 
 __all__ = ["fit"]
 
@@ -100,9 +101,8 @@ class Run:
 
         torch.manual_seed(cfg.seed)
         self.model = create_model(config.model)
-        if cfg.weights != "none":
-            faces = prepare(train.images[:512], config.model.preprocessing)
-            load_imagenet_trunk(self.model.trunk, cfg.weights, torch.from_numpy(faces))
+        if cfg.weights != "none" and not cfg.resume:
+            _load_weights(self.model, cfg, train.images[:512])
         self.model.to(accelerator.device)
 
         targets = train.soft_targets(cfg.ferplus)[chosen]  # (N, 7)
@@ -146,18 +146,11 @@ class Run:
         self.writer: SummaryWriter | None = None
 
     def _teachers_answers(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the teachers, on average, make of each of the views that will be trained on; kept for ``--resume``."""
+        """What the teachers make of each view, (views, N, 7); kept in the run's folder for ``--resume``."""
         cfg, file = self.config.training, self.folder / TEACHERS
         if self.accelerator.is_main_process and not (cfg.resume and file.is_file()):
-            teachers = [
-                load_checkpoint(name.strip(), device=self.accelerator.device.type) for name in cfg.teachers.split(",")
-            ]
-            make, answers = Views(cfg), np.empty((cfg.distill_views, len(images), 7), np.float32)
-            for view, row in enumerate(answers):
-                faces = [make(image, _mix(cfg.seed, view, i)) for i, image in enumerate(images)]
-                caption = f"teachers' view {view + 1}/{len(answers)}"
-                with self.accelerator.autocast():
-                    row[:] = np.mean([predict_probabilities(t, faces, progress=caption) for t in teachers], axis=0)
+            with self.accelerator.autocast():
+                answers = teachers_answers(images, cfg, self.accelerator.device.type)
             self.folder.mkdir(parents=True, exist_ok=True)
             np.save(file, answers)
         kept: NDArray[np.float32] = np.load(file)
@@ -169,8 +162,7 @@ class Run:
         cfg, accelerator = self.config.training, self.accelerator
         self.batches.epoch = self.epoch
         batches = iter(self.loader)
-        process_seed = np.random.SeedSequence((cfg.seed, self.epoch, accelerator.process_index))
-        torch.manual_seed(int(process_seed.generate_state(1)[0]))
+        torch.manual_seed(seed_of(cfg.seed, self.epoch, accelerator.process_index))
         self._set_mode()
         mixup = cfg.mixup if self.epoch < cfg.epochs - cfg.mixup_off else 0.0
         seen, loss_sum, hits = 0, torch.zeros((), device=accelerator.device), torch.zeros((), device=accelerator.device)
@@ -381,7 +373,7 @@ class _FaceSet(Dataset[Batch]):
             targets = np.stack([self._targets[item] for item in items])
         else:
             targets = self._targets[[i for _, i in items]]
-        views = [self._views(self._images[i], _mix(self._seed, epoch, i)) for epoch, i in items]
+        views = [self._views(self._images[i], seed_of(self._seed, epoch, i)) for epoch, i in items]
         return torch.from_numpy(prepare(views, self._preprocessing)), torch.from_numpy(targets)
 
 
@@ -418,6 +410,25 @@ class _Batches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(i)) for i in share]
 
 
+def _load_weights(model: EmotionModel, cfg: TrainConfig, images: NDArray[np.uint8]) -> None:
+    """ImageNet's weights for the trunk, or a checkpoint's for the trunk and, where it is of the same kind, the head."""
+    preprocessing = model.config.preprocessing
+    if cfg.starts_as_vgg16:
+        load_imagenet_trunk(model.trunk, cfg.weights, torch.from_numpy(prepare(images, preprocessing)))
+        return
+    start = load_checkpoint(cfg.weights)
+    if start.preprocessing != preprocessing:
+        raise ConfigError(f"{start.folder} was trained on {start.preprocessing}, not on {preprocessing}")
+    try:
+        model.trunk.load_state_dict(start.model.trunk.state_dict())
+    except RuntimeError as error:
+        trunks = " and ".join(f"{c.trunk} with {c.poolings} poolings" for c in (start.config.model, model.config))
+        raise ConfigError(f"the weights of {start.folder} do not fit: the trunks are {trunks}") from error
+    before, after = (m.head.state_dict() for m in (start.model, model))
+    if {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}:
+        model.head.load_state_dict(before)
+
+
 def _essentials(config: dict[str, Any], processes: int) -> dict[str, Any]:
     """The settings that make a run what it is, by name; those that an older state lacks have their defaults."""
     settings = (
@@ -428,10 +439,6 @@ def _essentials(config: dict[str, Any], processes: int) -> dict[str, Any]:
         | {"processes": processes}
     )
     return {name: value for name, value in settings.items() if name not in _FREE | {"preprocessing"}}
-
-
-def _mix(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _as_is(batch: Any) -> Any:

@@ -70,7 +70,7 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(cls, values, 
 
 def test_pretrained_weights_need_the_trunk_that_they_belong_to():
     """Else `fer train cnn-cp-trl --weights imagenet` would end in a traceback."""
-    with pytest.raises(ConfigError, match="vgg16 trunk only; cnn starts with --weights none"):
+    with pytest.raises(ConfigError, match="vgg16 trunk only; cnn starts with --weights none or"):
         Config("mine", ModelConfig(trunk="cnn"), TrainConfig(weights="imagenet"))
 
 

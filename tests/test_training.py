@@ -151,6 +151,54 @@ def test_a_student_is_told_what_its_teachers_see_in_the_very_view(data, tmp_path
     assert torch.equal(next(iter(again.loader))[1], next(iter(run.loader))[1])
 
 
+def test_a_teachers_answers_are_kept_for_the_next_student(data, tmp_path, own_cache):
+    """Else each try at distilling would first cost half an hour again, and an interrupted one all of it."""
+    teacher = tmp_path / "teacher"
+    config = settings("guide-cnn", data, tmp_path, half=False)
+    save_checkpoint(teacher, create_model(config.model), config, temperature=0.05)
+
+    def student(name: str, **changes: Any) -> np.ndarray:
+        more = {"teachers": str(teacher), "distill": 1.0, "distill_views": 1} | changes
+        run_of(settings("guide-cnn", data, tmp_path / name, ferplus=0.0, **more))
+        return np.load(tmp_path / name / "teachers.npy")
+
+    def answered() -> int:
+        return len(list((own_cache / "teachers").glob("*.npy")))
+
+    first, files = student("first"), answered()
+    assert np.array_equal(student("second", lr=0.1), first)
+    assert answered() == files
+    assert not np.array_equal(student("turned further", rotation=90.0), first)
+    save_checkpoint(teacher, create_model(config.model), config, temperature=0.05)
+    assert not np.array_equal(student("another teacher"), first)
+    assert answered() == files + 2
+
+
+def test_training_can_go_on_from_a_checkpoint(data, tmp_path):
+    """Else nobody could fine-tune what is shipped, on faces of their own."""
+    before = settings("guide-cnn", data, tmp_path / "before", half=False)
+    torch.manual_seed(3)
+    start = create_model(before.model)
+    save_checkpoint(tmp_path / "start", start, before)
+    changes = {"weights": str(tmp_path / "start")}
+    assert same(
+        run_of(settings("guide-cnn", data, tmp_path / "same", **changes)).model.state_dict(), start.state_dict()
+    )
+
+    other = run_of(settings("guide-cnn", data, tmp_path / "other", rank=4, **changes)).model
+    assert same(other.trunk.state_dict(), start.trunk.state_dict())
+    assert other.head.rank == (4,)
+
+    for wrong, message in (("cnn-cp-trl", "was trained on Preprocessing"), ("cnn at 32", "trunks are guide-cnn")):
+        config = settings("cnn-cp-trl", data, tmp_path / wrong, **changes)
+        if wrong == "cnn at 32":
+            config = dataclasses.replace(
+                config, model=dataclasses.replace(config.model, preprocessing=before.model.preprocessing)
+            )
+        with pytest.raises(ConfigError, match=message):
+            run_of(config)
+
+
 def test_a_state_from_before_a_setting_existed_can_be_resumed(data, tmp_path):
     """Else an upgrade would cost the hours that a run has trained."""
     config = settings("guide-cnn", data, tmp_path)
