@@ -57,7 +57,7 @@ def main(
         photos: folder or bucket of photographs
         scores: folder or bucket for the Parquet files
         checkpoint: a shipped checkpoint or a folder that every machine sees
-        workers: processes, each with a CPU of its own
+        workers: processes, each with a CPU of its own; reading needs one more, else Ray waits for ever
         batch_size: photographs at a time
     """
     files = ray.data.read_binary_files(photos, include_paths=True)
