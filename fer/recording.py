@@ -96,7 +96,8 @@ class VideoWriter:
         self.notes: list[str] = []
         kind = path.suffix.lower()[1:].replace("mkv", "matroska")
         options = FRAGMENTS.get(kind, FRAGMENTS["mp4"]) if crash_safe else {}
-        self._container = av.open(str(path), "w", kind, options)
+        path.open("ab").close()  # FFmpeg opens it at the first frame only, and does not name it when it cannot
+        self._container = av.open(str(path.absolute()), "w", kind, options)  # 12:30.mp4 alone would name a protocol
         self._encoder = ENCODER | ({"tune": "zerolatency", "g": "25"} if crash_safe else {})
         self._stream: VideoStream | None = None
         self._size = (0, 0)

@@ -9,6 +9,7 @@ slowly gets fewer, never older ones. A file loses no frame.
 """
 
 import math
+import re
 import threading
 import time as clock
 from collections.abc import Callable, Generator, Iterator
@@ -220,9 +221,11 @@ class VideoFile(_Stored):
         stream = self._stream
         if stream.duration is not None:
             return stream.duration * float(stream.time_base or 0)
-        if tag := stream.metadata.get("DURATION"):  # Matroska: 00:01:02.500000000
-            hours, minutes, seconds = map(float, tag.split(":"))
-            return 3600 * hours + 60 * minutes + seconds
+        # Matroska tells when the picture ends, which may begin late: 00:01:02.500000000
+        if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(float, tag.groups())
+            start = (stream.start_time or 0) * float(stream.time_base or 0)
+            return 3600 * hours + 60 * minutes + seconds - max(0.0, start)
         return None
 
 

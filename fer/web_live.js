@@ -46,7 +46,8 @@ async function start() {
     if (!navigator.mediaDevices?.getUserMedia) throw {name: "insecure"};
     const [width, height] = $("size").value.split("x").map(Number);
     const chosen = $("camera").value;
-    const which = chosen ? {deviceId: {exact: chosen}} : {facingMode: "user"};
+    // Not "exact": the one that was chosen may be unplugged, and another one in its place.
+    const which = chosen ? {deviceId: {ideal: chosen}} : {facingMode: "user"};
     const asked = {audio: false, video: {width: {ideal: width}, height: {ideal: height}, ...which}};
     const given = await navigator.mediaDevices.getUserMedia(asked);
     if (mine !== run) return given.getTracks().forEach((track) => track.stop());

@@ -23,7 +23,7 @@ from fer.live import FrameResult, LivePipeline
 from fer.recognizer import EmotionRecognizer
 from fer.recording import VIDEO_SUFFIXES, VideoWriter, check_suffix
 from fer.records import face_record
-from fer.sources import FrameSource, Live, open_source
+from fer.sources import FrameSource, Live, VideoFile, open_source
 
 __all__ = ["check_window", "live", "live_with"]
 
@@ -50,13 +50,16 @@ def live(config: LiveConfig) -> int:
         CameraError: the source cannot be opened or has stopped. What was recorded until then is kept.
         FerError: the checkpoint or the detector is not usable.
     """
-    if config.record:
-        check_suffix(config.record, VIDEO_SUFFIXES)
+    record = config.record
+    if record:
+        check_suffix(record, VIDEO_SUFFIXES)
     if not config.headless:
         check_window()
     with open_source(config.source, size=config.camera_size) as source:
+        if record and record.exists() and isinstance(source, VideoFile) and record.samefile(source.name):
+            raise ConfigError(f"writing {record} would destroy the video itself: choose another name")
         pipeline = LivePipeline.from_config(EmotionRecognizer.from_config(config), config)
-        live_with(pipeline, source, headless=config.headless, record=config.record)
+        live_with(pipeline, source, headless=config.headless, record=record)
     return 0
 
 
@@ -103,7 +106,8 @@ def _print(pipeline: LivePipeline, source: FrameSource, recorder: "_Recorder") -
             if recorder.running:
                 recorder.write(_draw(image, result), time)
     except BrokenPipeError:  # `fer live --headless | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it exits
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - else Python complains as it exits
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _show(pipeline: LivePipeline, source: FrameSource, recorder: "_Recorder", window: "_Window") -> None:
@@ -215,7 +219,6 @@ class _Recorder:
 
     def _start(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("ab").close()  # FFmpeg opens it at the first frame only, and does not name it when it cannot
         self._file, self._writer, self._begin = file, VideoWriter(file, crash_safe=True), None
         print(f"recording {file}", file=sys.stderr)
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from faces_csv import write_faces
 
-from fer.checkpoint import load_checkpoint, save_checkpoint
+from fer.checkpoint import load_checkpoint
 from fer.cli import main
-from fer.config import RECIPES, Config, ModelConfig, Preprocessing, TrainConfig
-from fer.models import create_model
+from fer.config import RECIPES
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -24,14 +23,6 @@ ROOT = Path(__file__).parent.parent
 def data(synthetic, tmp_path_factory) -> Path:
     """A fer2013.csv with some synthetic faces and without a test split."""
     return write_faces(tmp_path_factory.mktemp("data"), synthetic, train=140, val=35)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    model = ModelConfig(trunk="guide-cnn", rank=5, preprocessing=Preprocessing(size=32))
-    save_checkpoint(folder, create_model(model), Config("tiny", model, TrainConfig()))
-    return folder
 
 
 def help_of(*command: str) -> str:

@@ -338,7 +338,7 @@ def test_what_is_not_the_model_is_not_kept(cache: Path, zoo) -> None:
     (folder / NAMES[0]).write_bytes(b"<html>sign in</html>")
     (folder / NAMES[1]).write_bytes(contents[NAMES[1]][:-1])
     with pytest.raises(DetectorError) as caught:
-        download_yunet(hosts=[host, folder.as_uri() + "/gone", "http://127.0.0.1:9"], timeout=2)
+        download_yunet(hosts=[host, folder.as_uri() + "/gone", "http://127.0.0.1:9"], timeout=30)
     message = str(caught.value)
     for part in ("gave a web page", "gave truncated or another file: 3299 bytes", "refused", "--detector-model"):
         assert part in message

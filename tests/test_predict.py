@@ -10,33 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-import torch
 from PIL import Image
 
-from fer.checkpoint import save_checkpoint
-from fer.config import Config, ModelConfig, PredictConfig, TrainConfig
+from fer.config import PredictConfig
 from fer.emotions import EMOTIONS
 from fer.errors import CheckpointError, ConfigError
-from fer.faces import RetinaFace
-from fer.models import create_model
 from fer.predict import COLUMNS, predict, predict_with
 from fer.recognizer import EmotionRecognizer
 
 PHOTO = skimage.data.astronaut()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    config = Config("tiny", ModelConfig(trunk="cnn", rank=4), TrainConfig())
-    save_checkpoint(folder, create_model(config.model), config)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def recognizer(checkpoint: Path) -> EmotionRecognizer:
-    return EmotionRecognizer.load(checkpoint, device="cpu", detector=RetinaFace(threads=1))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from patience import PATIENCE
 from PIL import Image
 
 from fer import sources
@@ -79,7 +80,7 @@ def test_a_file_loses_no_frame_however_slow_its_reader(film: Path) -> None:
             assert image.dtype == np.uint8
             seen.append((number(image), round(time, 6)))
             if len(seen) == 10:
-                clock.sleep(0.3)
+                clock.sleep(0.3)  # long enough for a reader ahead of us to drop some
     assert seen == [(k, k / RATE) for k in range(50)]
 
 
@@ -118,6 +119,24 @@ def test_a_truncated_file_gives_its_good_frames_and_then_says_so(name: str, tmp_
 def test_a_whole_file_with_longer_sound_is_not_called_truncated(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.mkv"):
         assert len(list(VideoFile(write(tmp_path / name, steady(1), sound=True)))) == 25
+
+
+def test_a_whole_file_that_begins_late_is_not_called_truncated(tmp_path: Path) -> None:
+    """Else a part of a recording, whose clock goes on from the part before, would be refused after all its frames."""
+    for name in ("a.mp4", "a.mkv"):
+        film = VideoFile(write(tmp_path / name, [2 + time for time in steady(1)]))
+        assert film.duration == pytest.approx(1, abs=0.05)
+        assert [time for _, time in film] == pytest.approx(steady(1), abs=2e-3)
+
+
+def test_a_length_that_is_no_time_is_left_alone(tmp_path: Path) -> None:
+    """Else one odd tag, as any program may write it, would end in a traceback."""
+    content = write(tmp_path / "a.mkv", steady(1)).read_bytes()
+    assert content.count(b"00:00:01.000000000") == 1
+    (tmp_path / "a.mkv").write_bytes(content.replace(b"00:00:01.000000000", b"about a second    "))
+    film = VideoFile(tmp_path / "a.mkv")
+    assert film.duration is None
+    assert len(list(film)) == 25
 
 
 def test_files_that_are_no_video(tmp_path: Path) -> None:
@@ -165,28 +184,50 @@ def test_a_folder_of_images_plays_in_order(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "empty")
 
 
-def test_a_live_source_gives_the_newest_frame_only(film: Path) -> None:
+def test_a_live_source_gives_the_newest_frame_only() -> None:
     """Else the picture would lag more and more behind a slow computer."""
-    with played(VideoFile(film)) as source:
-        seen, lags = [], []
+    taken, caught_up = threading.Event(), threading.Event()
+
+    def connect() -> Iterator[np.ndarray]:
+        yield numbered(0)
+        taken.wait(PATIENCE)
+        for k in range(1, 50):  # while the first one is in work
+            yield numbered(k)
+        caught_up.set()
+
+    seen, times = [], []
+    with Live("camera", connect) as source:
         for image, time in source:
-            lags.append(clock.monotonic() - source.begin - time)
             seen.append(number(image))
-            clock.sleep(0.1)  # 2.5 frames
+            times.append(time)
+            taken.set()
+            assert caught_up.wait(PATIENCE)
+    assert seen == [0, 49]
+    assert 0 == times[0] < times[1]
+
+
+def test_a_film_that_is_played_takes_its_time(film: Path) -> None:
+    """Else a demonstration from a file would not show what a camera would."""
+    begin = clock.monotonic()
+    with played(VideoFile(film)) as source:
+        assert source.live
+        seen = [(number(image), time) for image, time in source]
+    assert clock.monotonic() - begin > 49 / RATE
     assert seen == sorted(set(seen))
-    assert 10 <= len(seen) <= 22
-    assert seen[-1] == 49
-    assert np.median(lags) < 0.06  # at most a frame and a half
+    assert seen[-1][0] == 49
+    assert all(time > index / RATE - 0.01 for index, time in seen)  # a slow computer may show them later, not earlier
 
 
 def test_what_is_played_ends_and_tells_of_damage(tmp_path: Path) -> None:
     content = write(tmp_path / "whole.mkv", steady(2)).read_bytes()
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(content[: len(content) // 2])
-    begin = clock.monotonic()
-    with pytest.raises(CameraError, match=r"^\S+cut\.mkv is (cut off|damaged)"), played(VideoFile(cut)) as source:
+    with (
+        pytest.raises(CameraError, match=r"^\S+cut\.mkv is (cut off|damaged)") as caught,
+        played(VideoFile(cut)) as source,
+    ):
         list(source)
-    assert clock.monotonic() - begin < 5  # a file is not tried again
+    assert "tried again" not in str(caught.value)
 
 
 class Streamer(http.server.BaseHTTPRequestHandler):
@@ -230,19 +271,16 @@ def test_a_stream_that_is_cut_is_taken_up_again_and_given_up_in_the_end(tmp_path
     content = write(tmp_path / "film.ts", steady(2)).read_bytes()
     with streaming(content, lives=3) as (url, handler), open_source(url) as source:
         assert isinstance(source, Stream)
-        times, begin = [], clock.monotonic()
+        times = []
         with pytest.raises(CameraError, match=r"cannot read .*live\.ts: .*404.* \(tried again 5 times\)"):
             times.extend(time for _, time in source)
-        assert clock.monotonic() - begin < 10
     assert times == sorted(times)
     assert handler.lives == -sources.RETRIES
 
 
 def test_a_stream_that_was_never_there_is_told_at_once() -> None:
-    begin = clock.monotonic()
     with pytest.raises(CameraError, match=r"cannot read http://127\.0\.0\.1:9/x: Connection refused$"):
-        next(iter(Stream("http://127.0.0.1:9/x")))
-    assert clock.monotonic() - begin < 3
+        next(iter(Stream("http://127.0.0.1:9/x")))  # and was not tried again
 
 
 def test_no_camera(capfd) -> None:
@@ -275,7 +313,6 @@ def test_any_failure_of_the_reader_reaches_the_user() -> None:
 
     def connect() -> Iterator[np.ndarray]:
         yield np.zeros((2, 2, 3), np.uint8)
-        clock.sleep(0.05)
         raise MemoryError("no memory for a frame")
 
     with pytest.raises(MemoryError, match="no memory for a frame"), Live("broken", connect) as source:
@@ -294,12 +331,15 @@ def test_closing_ends_the_thread_and_releases_the_source() -> None:
         finally:
             released.set()
 
-    before = threading.active_count()
-    with Live("camera", connect) as source:
-        assert source.ready(2)
+    with Live("the camera of this test", connect) as source:
         next(iter(source))
+        assert "reader of the camera of this test" in names_of_threads()
     assert released.is_set()
-    assert threading.active_count() == before
+    assert "reader of the camera of this test" not in names_of_threads()
+
+
+def names_of_threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
 
 
 def test_waiting_for_a_camera_that_stalls_does_not_block() -> None:
@@ -308,14 +348,13 @@ def test_waiting_for_a_camera_that_stalls_does_not_block() -> None:
 
     def connect() -> Iterator[np.ndarray]:
         yield np.zeros((2, 2, 3), np.uint8)
-        going.wait(5)
+        going.wait(PATIENCE)
 
     with Live("camera", connect) as source:
         frames = iter(source)
         next(frames)
-        begin = clock.monotonic()
-        assert not source.ready(0.05)
-        assert clock.monotonic() - begin < 1
+        assert not source.ready(0.05)  # while the camera keeps us waiting
+        assert not going.is_set()
         going.set()
-        assert source.ready(2)
+        assert source.ready(PATIENCE)
         assert next(frames, None) is None

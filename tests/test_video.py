@@ -1,11 +1,11 @@
 """A user would lose a film, its sound or its timing, the results of hours, or an older file if any of these failed."""
 
 import csv
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,37 +14,20 @@ import av
 import numpy as np
 import psutil
 import pytest
-import torch
 from films import frame_times, picture, sound_packets, write_film
 from numpy.typing import NDArray
+from patience import PATIENCE, wait_for
 
-from fer.checkpoint import save_checkpoint
 from fer.cli import main
-from fer.config import Config, ModelConfig, TrainConfig
 from fer.emotions import EMOTIONS
 from fer.errors import CameraError
-from fer.faces import Face, RetinaFace
-from fer.models import create_model
+from fer.faces import Face
 from fer.recognizer import EmotionRecognizer
 from fer.recording import VideoWriter
 from fer.sources import VideoFile
 from fer.video import COLUMNS, annotate, video_with
 
 IRREGULAR = [0, 512, 600, 2000, 2001, 5000, 5512, 6024, 9000, 20_000]  # 1/12,800 s
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    config = Config("tiny", ModelConfig(trunk="cnn", rank=4), TrainConfig())
-    save_checkpoint(folder, create_model(config.model), config, temperature=0.01)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def recognizer(checkpoint: Path) -> EmotionRecognizer:
-    return EmotionRecognizer.load(checkpoint, device="cpu", detector=RetinaFace(threads=1))
 
 
 def run(recognizer: EmotionRecognizer, source: Path, **options: Path) -> int:
@@ -281,6 +264,25 @@ def test_full_disk(recognizer: EmotionRecognizer, tmp_path: Path) -> None:
         run(recognizer, tmp_path / "in.mp4", out=tmp_path / "out.mp4")
 
 
+def test_what_is_in_the_way_is_named(recognizer: EmotionRecognizer, tmp_path: Path) -> None:
+    write_film(tmp_path / "in.mp4", range(0, 1024, 512))
+    (tmp_path / "out.part.mp4").mkdir()
+    with pytest.raises(OSError, match=r"out\.part\.mp4"):
+        run(recognizer, tmp_path / "in.mp4", out=tmp_path / "out.mp4")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="these names are not allowed there")
+@pytest.mark.parametrize("name", ["12:30.mp4", "a%03d.mp4", "été 日本.mp4", os.fsdecode(b"caf\xe9.mkv")])
+def test_any_name_that_a_file_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """FFmpeg would take the first for an address, of a protocol that it does not know."""
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(Path(name)) as writer:
+        writer.write(picture(0), 0.0)
+    with VideoFile(name) as film:
+        assert len(list(film)) == 1
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
 def test_interrupted(checkpoint: Path, tmp_path: Path) -> None:
     source, out, table = tmp_path / "in.mp4", tmp_path / "out.mp4", tmp_path / "o.csv"
@@ -293,15 +295,13 @@ def test_interrupted(checkpoint: Path, tmp_path: Path) -> None:
     code = "import sys; from fer.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "video", source, *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:
-        part, end = tmp_path / "o.part.csv", time.monotonic() + 60
-        while not (part.exists() and part.stat().st_size > 4000):
-            assert time.monotonic() < end
-            assert process.poll() is None
-            time.sleep(0.02)
+        part = tmp_path / "o.part.csv"
+        wait_for(lambda: process.poll() is not None or (part.exists() and part.stat().st_size > 4000))
+        assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         message = process.stderr.read()
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE) == 130
     assert "Traceback" not in message
     assert str(out) in message
     count = len(frame_times(out))

@@ -3,33 +3,32 @@
 import base64
 import csv
 import io
-import json
 import os
 import re
 import socket
 import sys
-import time
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
+import gradio.route_utils
 import numpy as np
 import pytest
 import skimage.data
-import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from gradio_page import answer, get, post
+from patience import PATIENCE, wait_for
 from PIL import Image
 
-from fer import EmotionRecognizer, create_model
-from fer.checkpoint import save_checkpoint, update_checkpoint
-from fer.config import AppConfig, Config, ModelConfig, TrainConfig
+from fer import EmotionRecognizer
+from fer.config import AppConfig
 from fer.emotions import EMOTIONS
 from fer.errors import CheckpointError, ConfigError
-from fer.faces import RetinaFace
 from fer.predict import COLUMNS, record
 from fer.web import launch, start
 from fer.web_image import PICTURES
@@ -39,15 +38,10 @@ EYES = ((205, 101), (247, 103))
 
 
 @pytest.fixture(scope="module")
-def recognizer(tmp_path_factory: pytest.TempPathFactory) -> EmotionRecognizer:
-    """A small untrained network, made to answer decidedly."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    config = Config("tiny", ModelConfig(trunk="cnn", rank=4), TrainConfig())
-    save_checkpoint(folder, create_model(config.model), config)
+def recognizer(recognizer: EmotionRecognizer) -> EmotionRecognizer:
+    """One that was evaluated."""
     metrics = {"data": "FER2013", "split": "val", "accuracy": 0.71, "leak_free_accuracy": 0.7}
-    update_checkpoint(folder, temperature=0.002, metrics=metrics)
-    return EmotionRecognizer.load(folder, device="cpu", detector=RetinaFace(threads=1))
+    return EmotionRecognizer(replace(recognizer.checkpoint, metrics=metrics), recognizer.detector)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +50,12 @@ def client(recognizer: EmotionRecognizer) -> Iterator[Client]:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the client calls home, which is not us
         patch.setenv("no_proxy", "")
         app = start(recognizer, AppConfig(port=0))
-        yield Client(app.local_url, verbose=False)
+        yield talk_to(app.local_url)
         app.close(verbose=False)
+
+
+def talk_to(url: str) -> Client:
+    return Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE})
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +67,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def upload(url: str, *files: tuple[str, bytes]) -> list[dict[str, Any]]:
     """Files in the page's gallery, as a browser sends them."""
-    paths = httpx.post(f"{url}gradio_api/upload", files=[("files", file) for file in files]).json()
+    paths = post(f"{url}gradio_api/upload", files=[("files", file) for file in files]).json()
     kind = {"_type": "gradio.FileData"}
     return [
         {"image": {"path": path, "orig_name": name, "meta": kind}, "caption": None}
@@ -79,20 +77,11 @@ def upload(url: str, *files: tuple[str, bytes]) -> list[dict[str, Any]]:
 
 def show(url: str, pictures: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """What the page answers to pictures in its gallery: annotated copies, and HTML."""
-    config = httpx.get(f"{url}config").json()
+    config = get(f"{url}config").json()
     (gallery,) = (c["id"] for c in config["components"] if c["props"].get("label") == "Pictures")
     (event,) = (d["id"] for d in config["dependencies"] if [gallery, "change"] in d["targets"])
-    session = {"session_hash": "visitor"}
-    httpx.post(
-        f"{url}gradio_api/queue/join", json={"data": [pictures], "fn_index": event, **session}
-    ).raise_for_status()
-    with httpx.stream("GET", f"{url}gradio_api/queue/data", params=session, timeout=30) as stream:
-        for line in stream.iter_lines():
-            message = json.loads(line.removeprefix("data: ")) if line else {}
-            if message.get("msg") == "process_completed":
-                copies, html = message["output"]["data"]
-                return copies["value"], html
-    raise AssertionError("no answer")
+    copies, html = answer(url, event, [pictures])["output"]["data"]
+    return copies["value"], html
 
 
 def png(image: Any) -> bytes:
@@ -209,28 +198,47 @@ def test_nothing_is_asked_outside(recognizer: EmotionRecognizer, photo: Path, mo
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there; this machine needs no proxy
     monkeypatch.setenv("no_proxy", "")
     app = start(recognizer, AppConfig(port=0))
-    assert "It agrees with 70% of the labels" in httpx.get(app.local_url).text
+    assert "It agrees with 70% of the labels" in get(app.local_url).text
     data = [{"path": None, "url": f"data:image/png;base64,{base64.b64encode(photo.read_bytes()).decode()}"}]
     call = f"{app.local_url}gradio_api/call/predict"
-    event = httpx.post(call, json={"data": data}).json()["event_id"]
-    assert '"emotion"' in httpx.get(f"{call}/{event}").text
+    event = post(call, json={"data": data}).json()["event_id"]
+    assert '"emotion"' in get(f"{call}/{event}").text
     assert set(asked) == {"127.0.0.1"}
     app.close(verbose=False)
 
 
-def test_pictures_are_deleted(
-    recognizer: EmotionRecognizer, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def clean_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Pages keep uploads in ``tmp_path`` and for a second only; this lets them begin to delete: a slow machine may take
+    longer than that to read them."""
+    allowed, delete = threading.Event(), gradio.route_utils.delete_files_created_by_app
+
+    def wait_and_delete(*args: Any, **kwargs: Any) -> None:
+        allowed.wait(PATIENCE)
+        delete(*args, **kwargs)
+
+    monkeypatch.setattr(gradio.route_utils, "delete_files_created_by_app", wait_and_delete)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr("fer.web.CLEAN_EVERY", 1)
     monkeypatch.setattr("fer.web.KEEP", 1)
+    return allowed
+
+
+def test_pictures_are_deleted(
+    recognizer: EmotionRecognizer,
+    photo: Path,
+    tmp_path: Path,
+    clean_up: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("no_proxy", "")
     app = start(recognizer, AppConfig(port=0))
-    Client(app.local_url, verbose=False).predict(handle_file(photo), api_name="/predict")
+    talk_to(app.local_url).predict(handle_file(photo), api_name="/predict")
     show(app.local_url, upload(app.local_url, ("a.png", png(PHOTO))))
-    assert {file.name for file in files_in(tmp_path)} <= {photo.name, "a.png"}  # answers are not written at all
-    wait_until_empty(tmp_path)
+    assert {file.name for file in files_in(tmp_path)} == {photo.name, "a.png"}  # answers are not written at all
+    clean_up.set()
+    wait_for(lambda: not files_in(tmp_path), lambda: files_in(tmp_path))
     app.close(verbose=False)
 
 
@@ -238,23 +246,13 @@ def files_in(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
-def wait_until_empty(folder: Path) -> None:
-    end = time.monotonic() + 10
-    while left := files_in(folder):
-        assert time.monotonic() < end, left
-        time.sleep(0.1)
-
-
 def test_assistants_get_the_same_as_a_tool(
-    recognizer: EmotionRecognizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recognizer: EmotionRecognizer, tmp_path: Path, clean_up: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real MCP client over HTTP; what it sends is deleted as well."""
     mcp = pytest.importorskip("mcp", reason="needs the extra mcp: pip install fer-trl[mcp]")
     http = pytest.importorskip("mcp.client.streamable_http")
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr("gradio.mcp.DEFAULT_TEMP_DIR", str(tmp_path))  # read when gradio was imported
-    monkeypatch.setattr("fer.web.CLEAN_EVERY", 1)
-    monkeypatch.setattr("fer.web.KEEP", 1)
     monkeypatch.setenv("no_proxy", "")
     app = start(recognizer, AppConfig(port=0, mcp=True))
     image = f"data:image/png;base64,{base64.b64encode(png(PHOTO)).decode()}"
@@ -279,7 +277,9 @@ def test_assistants_get_the_same_as_a_tool(
     assert f"'box': [{expected.box[0]}, {expected.box[1]}" in answer.content[0].text
     assert all(refusal.isError for refusal in refusals)
     assert "is not an image" in refusals[0].content[0].text
-    wait_until_empty(tmp_path)
+    assert files_in(tmp_path)
+    clean_up.set()
+    wait_for(lambda: not files_in(tmp_path), lambda: files_in(tmp_path))
     app.close(verbose=False)
 
 

@@ -6,26 +6,27 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
 import cv2
-import httpx
 import numpy as np
 import pytest
 import skimage.data
+from gradio_page import post
 from numpy.typing import NDArray
+from patience import PATIENCE, wait_for
 
 from fer import EmotionRecognizer, web_live
 from fer.config import AppConfig
 from fer.errors import ImageError
 from fer.faces import Face, RetinaFace, installed_yunet
 from fer.web import start
+from fer.web_common import gr
 from fer.web_live import Recognizers, Visitors, decode_frame
 
 PHOTO = skimage.data.astronaut()  # (512, 512, 3), public domain, one face
@@ -196,7 +197,7 @@ class Gate:
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         self.seen.append(int(image.mean()))
-        self.opened.wait(10)
+        self.opened.wait(PATIENCE)
         return []
 
 
@@ -205,55 +206,68 @@ def gate() -> Gate:
     return Gate()
 
 
+@dataclass
+class Served:
+    """The page, and who has sent it frames."""
+
+    app: gr.Blocks
+    entered: list[str]
+
+    def body(self, frame: Any) -> dict[str, Any]:
+        blocks = self.app.blocks.items()
+        number = next(key for key, block in blocks if hasattr(block, "server_fns") and block.server_fns)
+        return {"data": frame, "component_id": number, "fn_name": "analyse", "session_hash": "anybody"}
+
+    def send(self, visitor: str, shade: int) -> HTTPConnection:
+        """A frame of one shade of grey, whose answer can be read later, or never."""
+        image = jpeg(np.full((480, 640, 3), shade, np.uint8))
+        content = json.dumps(self.body(FRAME | {"visitor": visitor, "image": image, "detector": "gate"}))
+        address = urlsplit(self.app.local_url)
+        connection = HTTPConnection(str(address.hostname), address.port or 0, timeout=PATIENCE)
+        connection.request("POST", "/gradio_api/component_server/", content, {"Content-Type": "application/json"})
+        return connection
+
+    def knows(self, client: tuple[str, int]) -> bool:
+        """Whether the server has not noticed yet that this connection was closed."""
+        return client in {connection.client for connection in list(self.app.server.server_state.connections)}
+
+
 @pytest.fixture
-def served(recognizer: EmotionRecognizer, gate: Gate) -> Iterator[tuple[str, int]]:
-    """The page's address, and the number of the component that takes frames."""
+def served(recognizer: EmotionRecognizer, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    entered: list[str] = []
+
+    class Watched(Visitors):
+        def _enter(self, frame: Any) -> Any:
+            visitor = super()._enter(frame)
+            entered.append(frame["visitor"])
+            return visitor
+
+    monkeypatch.setattr(web_live, "Visitors", Watched)
     app = start(EmotionRecognizer(recognizer.checkpoint, gate), replace(CONFIG, port=0))
-    number = next(key for key, block in app.blocks.items() if hasattr(block, "server_fns") and block.server_fns)
-    yield app.local_url, number
+    yield Served(app, entered)
     gate.opened.set()
     app.close(verbose=False)
 
 
-def body(number: int, frame: Any) -> dict[str, Any]:
-    return {"data": frame, "component_id": number, "fn_name": "analyse", "session_hash": "anybody"}
-
-
-def test_frame_of_a_visitor_who_left_is_dropped(served: tuple[str, int], gate: Gate) -> None:
-    url, number = served
-    address = urlsplit(url)
-
-    def send(visitor: str, shade: int) -> HTTPConnection:
-        image = jpeg(np.full((480, 640, 3), shade, np.uint8))
-        content = json.dumps(body(number, FRAME | {"visitor": visitor, "image": image, "detector": "gate"}))
-        connection = HTTPConnection(str(address.hostname), address.port or 0)
-        connection.request("POST", "/gradio_api/component_server/", content, {"Content-Type": "application/json"})
-        return connection
-
-    def wait_for(count: int) -> None:
-        end = time.monotonic() + 20
-        while len(gate.seen) < count:
-            assert time.monotonic() < end, gate.seen
-            time.sleep(0.01)
-
-    working = [send(f"at work {n}", 10) for n in range(web_live.WORKERS)]
-    wait_for(len(working))
-    leaving = send("leaves soon", 100)
-    time.sleep(0.5)
-    leaving.close()
-    staying = send("stays here", 200)
-    time.sleep(0.5)
-    gate.opened.set()
-    with closing(staying):
+def test_frame_of_a_visitor_who_left_is_dropped(served: Served, gate: Gate) -> None:
+    with ExitStack() as connections:
+        working = [connections.enter_context(closing(served.send(f"at work {n}", 10))) for n in range(web_live.WORKERS)]
+        wait_for(lambda: len(gate.seen) == len(working))
+        leaving = served.send("leaves soon", 100)
+        wait_for(lambda: "leaves soon" in served.entered)
+        client = leaving.sock.getsockname()
+        assert served.knows(client)
+        leaving.close()
+        wait_for(lambda: not served.knows(client))
+        staying = connections.enter_context(closing(served.send("stays here", 200)))
+        wait_for(lambda: "stays here" in served.entered)
+        gate.opened.set()
         assert json.loads(staying.getresponse().read())["faces"] == []
     assert sorted(gate.seen) == [*(10 for _ in working), 200]
-    for connection in working:
-        connection.close()
 
 
-def test_nonsense_from_the_network_is_answered(served: tuple[str, int]) -> None:
-    url, number = served
-    answer = httpx.post(f"{url}gradio_api/component_server/", json=body(number, {"image": 3}))
+def test_nonsense_from_the_network_is_answered(served: Served) -> None:
+    answer = post(f"{served.app.local_url}gradio_api/component_server/", json=served.body({"image": 3}))
     assert answer.status_code == 200
     assert "expected a frame with" in answer.json()["error"]
 

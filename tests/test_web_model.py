@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -11,13 +10,12 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
+from gradio_page import answer, get, launched
 
 from fer import create_model
-from fer.checkpoint import save_checkpoint
-from fer.config import Config, ModelConfig, TrainConfig
+from fer.config import ModelConfig
 from fer.models import parameter_count
 from fer.shelf import available_checkpoints, find_checkpoint
 from fer.trl import CPTRL
@@ -37,19 +35,13 @@ class Page:
     """The tab as a visitor has it: what it answers when it is opened, and when a slider is moved."""
 
     def __init__(self, url: str) -> None:
-        self.url, config = url, httpx.get(f"{url}config").json()
+        self.url, config = url, get(f"{url}config").json()
         self.names = {c["props"].get("label", c["props"].get("value")): c["id"] for c in config["components"]}
         self.events = {(tuple(target)): d["id"] for d in config["dependencies"] for target in d["targets"]}
 
     def ask(self, label: str, trigger: str, data: list[Any]) -> Any:
-        event = {"data": data, "fn_index": self.events[self.names[label], trigger], "session_hash": "visitor"}
-        httpx.post(f"{self.url}gradio_api/queue/join", json=event).raise_for_status()
-        with httpx.stream("GET", f"{self.url}gradio_api/queue/data?session_hash=visitor", timeout=30) as stream:
-            for line in stream.iter_lines():
-                message = json.loads(line.removeprefix("data: ")) if line else {}
-                if message.get("msg") == "process_completed":
-                    return message["output"].get("data") or message["output"]["error"]
-        raise AssertionError("no answer")
+        output = answer(self.url, self.events[self.names[label], trigger], data)["output"]
+        return output.get("data") or output["error"]
 
     def choose(self, name: str) -> tuple[str, Any, str, str]:
         """The card, the settings of the rank's slider, the figure, and the layers."""
@@ -63,10 +55,9 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with measured ranks, which was not evaluated."""
-    folder = tmp_path_factory.mktemp("shelf") / "mine"
-    save_checkpoint(folder, create_model(CNN), Config("mine", CNN, TrainConfig()))
+    folder = shutil.copytree(checkpoint, tmp_path_factory.mktemp("shelf") / "mine")
     points = [
         POINT | {"rank": 1, "parameters": 340, "retrained_leak_free": 0.4, "truncated_leak_free": 0.25},
         POINT | {"rank": 16, "parameters": 5335, "retrained_leak_free": 0.6},
@@ -81,11 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(checkpoint: Path) -> Iterator[Page]:
     with gr.Blocks() as app:
         model_tab(str(checkpoint))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    app.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    yield Page(app.local_url)
-    app.close(verbose=False)
+    with launched(app) as url:
+        yield Page(url)
 
 
 @pytest.fixture(scope="module")

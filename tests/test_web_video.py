@@ -3,27 +3,21 @@
 import json
 import re
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import av
-import httpx
 import pytest
-import torch
 from films import frame_times, write_film
+from gradio_page import Message, answer, asking, get, launched, post
+from patience import wait_for
 
-from fer.checkpoint import save_checkpoint
-from fer.config import AppConfig, Config, ModelConfig, TrainConfig
-from fer.faces import RetinaFace
-from fer.models import create_model
+from fer.config import AppConfig
 from fer.recognizer import EmotionRecognizer
 from fer.web_common import gr
 from fer.web_video import video_tab
-
-Event = dict[str, Any]
 
 META = {"_type": "gradio.FileData"}
 
@@ -32,52 +26,45 @@ class Page:
     """The tab as a browser talks to it."""
 
     def __init__(self, app: gr.Blocks, work: Path) -> None:
-        self.app, self.address, self.work = app, f"{app.local_url}gradio_api", work
+        self.app, self.url, self.work = app, app.local_url, work
+        self.address = f"{self.url}gradio_api"
         self.functions = {function.name: number for number, function in app.fns.items()}
         self.visits = 0
 
     def upload(self, file: Path) -> dict[str, Any]:
-        answer = httpx.post(f"{self.address}/upload", files={"files": (file.name, file.read_bytes())})
-        return {"path": answer.json()[0], "orig_name": file.name, "meta": META}
+        (path,) = post(f"{self.address}/upload", files={"files": (file.name, file.read_bytes())}).json()
+        return {"path": path, "orig_name": file.name, "meta": META}
 
-    @contextmanager
-    def analysing(self, upload: dict[str, Any] | None) -> Iterator[tuple[dict[str, Any], Iterator[Event]]]:
-        """Press the button; what names the request, and the events that come back until the visitor leaves."""
+    def press(self, ask: Callable[..., Any], upload: dict[str, Any] | None) -> Any:
+        """Press the button, as a new visitor."""
         self.visits += 1
-        visit = {"session_hash": f"visit{self.visits}", "fn_index": self.functions["analyse"]}
-        joined = httpx.post(f"{self.address}/queue/join", json=visit | {"data": [upload]})
-        address = f"{self.address}/queue/data?session_hash={visit['session_hash']}"
-        with httpx.stream("GET", address, timeout=60) as stream:
-            lines = (line[6:] for line in stream.iter_lines() if line.startswith("data: "))
-            yield visit | joined.json(), map(json.loads, lines)
+        return ask(self.url, self.functions["analyse"], [upload], f"visit{self.visits}")
+
+    def analysing(self, upload: dict[str, Any] | None) -> AbstractContextManager[tuple[Message, Iterator[Message]]]:
+        return self.press(asking, upload)
 
     def result(self, upload: dict[str, Any] | None) -> list[Any]:
         """What the tab shows in the end: words, video, plot, table, and the two buttons."""
-        with self.analysing(upload) as (_, events):
-            last = next(event for event in events if event["msg"] == "process_completed")
+        last = self.press(answer, upload)
         assert last["success"]
         return list(last["output"]["data"])
 
+    def cancel(self, request: Message) -> None:
+        post(f"{self.address}/cancel", json=request).raise_for_status()
+
     def fetch(self, data: dict[str, Any], file: Path) -> Path:
-        file.write_bytes(httpx.get(f"{self.address}/file={data['path']}").raise_for_status().content)
+        file.write_bytes(get(f"{self.address}/file={data['path']}").raise_for_status().content)
         return file
 
     def wait(self, at_work: bool) -> None:
         """Until there are files of some work, or none any more."""
-        end = time.monotonic() + 20
-        while any(self.work.iterdir()) != at_work:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_for(lambda: any(self.work.iterdir()) == at_work)
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A page with a small untrained network, whose work can be watched."""
-    folder, work = tmp_path_factory.mktemp("checkpoint"), tmp_path_factory.mktemp("work")
-    torch.manual_seed(0)
-    config = Config("tiny", ModelConfig(trunk="cnn", rank=4), TrainConfig())
-    save_checkpoint(folder, create_model(config.model), config)
-    recognizer = EmotionRecognizer.load(folder, device="cpu", detector=RetinaFace(threads=1))
+def page(recognizer: EmotionRecognizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page whose work can be watched."""
+    work = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("no_proxy", "*")
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
@@ -85,23 +72,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         app = gr.Blocks()
         with app:
             video_tab(recognizer, AppConfig(), Path(app.GRADIO_CACHE).resolve())
-        app.launch(prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False)
-        yield Page(app, work)
-        app.close(verbose=False)
+        with launched(app):
+            yield Page(app, work)
 
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("films") / "film.mp4"
     write_film(file, sound="aac", options={"movflags": "faststart"})
-    return file
-
-
-@pytest.fixture(scope="module")
-def long_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More than can be done while a test looks."""
-    file = tmp_path_factory.mktemp("films") / "long.mp4"
-    write_film(file, range(0, 512 * 1500, 512))
     return file
 
 
@@ -124,8 +102,7 @@ def test_nothing_chosen(page: Page) -> None:
 def test_files_of_the_server_stay_private(page: Page, film: Path) -> None:
     """Gradio refuses this kind of file by itself; the tab does not rely on it."""
     stolen = {"path": str(film), "orig_name": "film.mp4", "meta": META}
-    with page.analysing(stolen) as (_, events):
-        assert not next(event for event in events if event["msg"] == "process_completed")["success"]
+    assert not page.press(answer, stolen)["success"]
     ((said, video, *_),) = page.app.fns[page.functions["analyse"]].fn(stolen)
     assert "was not uploaded" in said
     assert video is None
@@ -167,15 +144,15 @@ def test_one_at_a_time_and_who_leaves_or_cancels_frees_the_files_and_the_place(p
         with page.analysing(upload) as (request, waiting):
             assert next(waiting)["msg"] == "estimation"
             assert len(list(page.work.iterdir())) == 1
-            httpx.post(f"{page.address}/cancel", json=request)
+            page.cancel(request)
         assert len(list(page.work.iterdir())) == 1
     page.wait(at_work=False)  # the first visitor has left
     with page.analysing(upload) as (request, events):
         page.wait(at_work=True)
-        httpx.post(f"{page.address}/cancel", json=request, timeout=20)
+        page.cancel(request)
         page.wait(at_work=False)
 
 
 def test_endpoints_are_not_for_programs(page: Page) -> None:
-    info = httpx.get(f"{page.address}/info").json()
+    info = get(f"{page.address}/info").json()
     assert info == {"named_endpoints": {}, "unnamed_endpoints": {}}

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import skimage.data
 from numpy.typing import NDArray
+from patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "runs" / "screenshots"
@@ -67,7 +69,7 @@ def _served(*options: str) -> Iterator[str]:
             assert found, "app.py did not start"
             yield found[0]
             app.send_signal(signal.SIGINT)
-            assert app.wait(20) == 0
+            assert app.wait(PATIENCE) == 0
         finally:
             app.kill()
 
@@ -92,9 +94,10 @@ def launch() -> Iterator[Callable[..., Any]]:
     if chromium is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     plain = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    playwright.expect.set_options(timeout=20_000)
+    wait = 1000 * PATIENCE
+    playwright.expect.set_options(timeout=wait)
     with playwright.sync_playwright() as playing:
-        yield lambda *arguments: playing.chromium.launch(executable_path=chromium, args=[*plain, *arguments])
+        yield lambda *more: playing.chromium.launch(executable_path=chromium, args=[*plain, *more], timeout=wait)
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +122,7 @@ def visit(browser: Any, url: str) -> Iterator[Visit]:
         contexts.append(context)
         if camera:
             context.grant_permissions(["camera"])
-        page = context.new_page()
-        page.set_default_timeout(20_000)
+        page = patient_page(context)
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: wrong.append(asked.url) if not asked.url.startswith(ours(at)) else None)
@@ -131,6 +133,21 @@ def visit(browser: Any, url: str) -> Iterator[Visit]:
     for context in contexts:
         context.close()
     assert not wrong
+
+
+def patient_page(context: Any) -> Any:
+    page = context.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
+    return page
+
+
+def tries(page: Any) -> Iterator[None]:
+    """Again and again while the page goes on, until whoever iterates is content; fails if that never happens."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        yield
+        page.wait_for_timeout(100)
+    pytest.fail("it has not happened")
 
 
 def ours(url: str) -> tuple[str, ...]:

@@ -7,19 +7,18 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Visit, shoot
+from conftest import Visit, patient_page, shoot, tries
 from numpy.typing import NDArray
 from PIL import Image
 
 from fer import EmotionRecognizer
 from fer.emotions import EMOTIONS
-from fer.faces import RetinaFace
+from fer.faces import Face, RetinaFace
 from fer.records import FACE_COLUMNS
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright").expect
@@ -74,8 +73,9 @@ def test_answers_are_those_of_the_recogniser(visit: Visit, offline: EmotionRecog
     page = visit()
     page.get_by_label("Smoothing").fill("0")
     begin(page)
-    moved = []
-    for sent, answer in exchanges(page, 4):
+    places = set()
+    for _ in tries(page):
+        ((sent, answer),) = exchanges(page, 1)
         image = pixels(sent["image"])
         assert image.shape == (480, 640, 3)
         (expected,) = offline.analyze(image)
@@ -83,15 +83,28 @@ def test_answers_are_those_of_the_recogniser(visit: Visit, offline: EmotionRecog
         assert face["box"] == pytest.approx(expected.box, abs=NEAR * expected.face.height)
         assert face["emotion"] == expected.emotion
         assert face["probabilities"] == pytest.approx(list(expected.probabilities.values()), abs=0.02)
-        moved.append(face["box"][0])
-    assert len(set(moved)) > 1
-    best = offline.analyze(image)[0].emotion.label
-    who = page.locator(".fer-who")
-    assert (who.text_content() or "").endswith(f": {best}")
+        places.add(face["box"][0])
+        if len(places) == 4:
+            break
+    best = expected.emotion.label
+    expect(page.locator(".fer-who")).to_have_text(re.compile(f": {best}$"))
     expect(page.locator(".fer-heard")).to_have_text(re.compile(f"Person \\d+: {best}"))
     expect(page.get_by_role("img", name=re.compile(f"picture. Person \\d+: {best}"))).to_be_visible()
     shares = page.locator(".fer-now td:last-child").all_text_contents()
     assert sum(int(share.rstrip(" %")) for share in shares) == pytest.approx(100, abs=4)
+
+
+def look(page: Any, offline: EmotionRecognizer, *, mirrored: bool) -> tuple[Face, float]:
+    """The face that the camera shows, and by how much of its size its box is off."""
+    url, drawn = page.evaluate(LOOK)
+    (face,) = offline.detector.detect(pixels(url))
+    left = 640 - face.x - face.width if mirrored else face.x
+    off = (
+        abs(640 * drawn["left"] - left),
+        abs(640 * drawn["right"] - left - face.width),
+        abs(480 * drawn["bottom"] - face.y - face.height),
+    )
+    return face, max(off) / face.height
 
 
 def test_overlay_lies_on_the_face(visit: Visit, offline: EmotionRecognizer) -> None:
@@ -99,28 +112,20 @@ def test_overlay_lies_on_the_face(visit: Visit, offline: EmotionRecognizer) -> N
     page = visit()
     page.get_by_label("Bars").uncheck()
     begin(page)
-    places = []
+    place = 0.0
     for mirrored in (True, False, True):
         page.get_by_label("Mirror").set_checked(mirrored)
-        page.evaluate("document.querySelector('.fer-video').pause()")
-        end = time.monotonic() + 15
-        while True:
-            url, drawn = page.evaluate(LOOK)
-            (face,) = offline.detector.detect(pixels(url))
-            left = 640 - face.x - face.width if mirrored else face.x
-            off = (
-                abs(640 * drawn["left"] - left),
-                abs(640 * drawn["right"] - left - face.width),
-                abs(480 * drawn["bottom"] - face.y - face.height),
-            )
-            if max(off) < NEAR * face.height:
+        for _ in tries(page):  # an old box would be off by more than may be
+            face, _ = look(page, offline, mirrored=mirrored)
+            if abs(face.x - place) > 2 * NEAR * face.height:
                 break
-            assert time.monotonic() < end, (off, face)
-            page.wait_for_timeout(100)
-        places.append(face.x)
+        page.evaluate("document.querySelector('.fer-video').pause()")
+        for _ in tries(page):
+            face, off = look(page, offline, mirrored=mirrored)
+            if off < NEAR:
+                break
+        place = face.x
         page.evaluate("document.querySelector('.fer-video').play()")
-        page.wait_for_timeout(1700)
-    assert np.ptp(places) > 2 * NEAR * face.height, "the film does not move"
 
 
 def test_two_visitors_are_answered_at_once(visit: Visit) -> None:
@@ -136,15 +141,15 @@ def test_nothing_is_sent_while_nobody_looks(visit: Visit) -> None:
     page = visit()
     begin(page)
     page.get_by_role("tab", name="Model").click()
-    assert sent_within(page, 1500) <= 1  # the one that was on its way
+    falls_silent(page)
     page.get_by_role("tab", name="Live").click()
     exchanges(page, 1)
     page.evaluate(HIDE, True)
-    assert sent_within(page, 1500) <= 1
+    falls_silent(page)
     page.evaluate(HIDE, False)
     exchanges(page, 1)
     page.get_by_role("button", name="Stop").click()
-    assert sent_within(page, 1500) <= 1
+    falls_silent(page)
     assert page.evaluate("document.querySelector('.fer-video').srcObject") is None  # the camera is off
 
 
@@ -155,13 +160,17 @@ HIDE = """(hidden) => {
 }"""
 
 
-def sent_within(page: Any, milliseconds: int) -> int:
-    frames = []
-    count = lambda asked: frames.append(asked) if "component_server" in asked.url else None  # noqa: E731
-    page.on("request", count)
-    page.wait_for_timeout(milliseconds)
-    page.remove_listener("request", count)
-    return len(frames)
+def falls_silent(page: Any) -> None:
+    """Wait until the page sends no frame for a while; some may still be on their way."""
+    frames: list[str] = []
+    listen = lambda asked: frames.append(asked.url) if "component_server" in asked.url else None  # noqa: E731
+    page.on("request", listen)
+    for _ in tries(page):
+        frames.clear()
+        page.wait_for_timeout(1500)
+        if not frames:
+            break
+    page.remove_listener("request", listen)
 
 
 def test_controls(visit: Visit, tmp_path: Path) -> None:
@@ -220,9 +229,18 @@ def test_camera_unplugged(visit: Visit) -> None:
     begin(page)
 
 
+def test_another_camera_in_the_place_of_the_first(visit: Visit) -> None:
+    """Else who plugs in another one would have to find out that only loading the page anew helps."""
+    page = visit()
+    begin(page)
+    page.get_by_role("button", name="Stop").click()
+    page.evaluate("document.querySelector('.fer-camera').add(new Option('gone', 'gone', true, true), 0)")
+    begin(page)
+
+
 def test_no_camera(launch: Any, url: str) -> None:
     browser = launch()
-    page = browser.new_context(permissions=["camera"]).new_page()
+    page = patient_page(browser.new_context(permissions=["camera"]))
     page.goto(url)
     page.get_by_role("button", name="Start the camera").click()
     expect(page.get_by_role("alert")).to_contain_text("There is no camera. Connect one")
@@ -253,7 +271,7 @@ def test_plain_view_over_https(serve: Any, launch: Any, camera: Path, tmp_path: 
     with serve("--stream", "--ssl-certfile", str(files[0]), "--ssl-keyfile", str(files[1])) as url:
         assert url.startswith("https://")
         browser = launch("--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={camera}")
-        page = browser.new_context(permissions=["camera"], ignore_https_errors=True).new_page()
+        page = patient_page(browser.new_context(permissions=["camera"], ignore_https_errors=True))
         page.goto(url)
         page.get_by_text("Click to Access Webcam").and_(page.locator(":visible")).click()
         page.locator("button:visible", has_text="Record").click()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import skimage.data
 from conftest import Visit
+from patience import PATIENCE
 from PIL import Image
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright").expect
@@ -82,7 +83,7 @@ def test_examples_on_the_page_work(visit: Visit, pictures: Path) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     commands = [sys.executable, "-c", f"{python}\nprint(faces)"], ["bash", "-c", upload], ["bash", "-c", data_url]
     for command in commands:
-        run = subprocess.run(command, cwd=pictures, capture_output=True, text=True, env=environment, timeout=60)
+        run = subprocess.run(command, cwd=pictures, capture_output=True, text=True, env=environment, timeout=PATIENCE)
         assert "happy" in run.stdout, run.stderr
         assert "probabilities" in run.stdout
 
