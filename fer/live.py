@@ -28,6 +28,10 @@ from fer.tracking import Tracker, follow
 
 __all__ = ["FrameResult", "LivePipeline", "Smoother", "TrackedFace"]
 
+#: Frames further apart than this, in seconds, show faces too far from where they were for optical flow to be trusted,
+#: and leave the time to look for them.
+FOLLOWED = 0.2
+
 
 @dataclass(frozen=True)
 class TrackedFace:
@@ -121,6 +125,7 @@ class LivePipeline:
         self.timings = dict.fromkeys(("detect", "track", "recognise", "smooth"), 0.0)
         self._detect_every = detect_every
         self._grey: NDArray[np.uint8] | None = None
+        self._time = 0.0
         self._faces: list[Face] = []
         self._tracker = Tracker()
         self._smoothers: dict[int, Smoother] = {}
@@ -139,7 +144,7 @@ class LivePipeline:
             time: of the frame, seconds; not before that of the frame before.
         """
         self.timings = dict.fromkeys(self.timings, 0.0)
-        faces = self._find(image)
+        faces = self._find(image, time)
         with self._timed("track"):
             tracks = self._tracker.update(faces, time)
         with self._timed("recognise"):
@@ -152,11 +157,13 @@ class LivePipeline:
         self._index += 1
         return result
 
-    def _find(self, image: NDArray[np.uint8]) -> list[Face]:
+    def _find(self, image: NDArray[np.uint8], time: float) -> list[Face]:
         """By the detector, or from the frame before where it is not its turn."""
         grey = None if self._detect_every == 1 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
         before, self._grey = self._grey, grey
-        if self._index % self._detect_every and grey is not None and before is not None and before.shape == grey.shape:
+        gap, self._time = time - self._time, time
+        its_turn = self._index % self._detect_every == 0 or gap > FOLLOWED
+        if not its_turn and grey is not None and before is not None and before.shape == grey.shape:
             with self._timed("track"):
                 followed = follow(self._faces, before, grey)
             if followed is not None:
