@@ -418,12 +418,15 @@ def _load_weights(model: EmotionModel, cfg: TrainConfig, images: NDArray[np.uint
         return
     start = load_checkpoint(cfg.weights)
     if start.preprocessing != preprocessing:
-        raise ConfigError(f"{start.folder} was trained on {start.preprocessing}, not on {preprocessing}")
+        raise ConfigError(
+            f"{start.folder} was trained on {start.preprocessing}, not on {preprocessing}: "
+            "make --size, --channels, --mean and --std the same, or choose other --weights"
+        )
     try:
         model.trunk.load_state_dict(start.model.trunk.state_dict())
     except RuntimeError as error:
         trunks = " and ".join(f"{c.trunk} with {c.poolings} poolings" for c in (start.config.model, model.config))
-        raise ConfigError(f"the weights of {start.folder} do not fit: the trunks are {trunks}") from error
+        raise ConfigError(f"{start.folder} does not fit: the trunks are {trunks}; choose other --weights") from error
     before, after = (m.head.state_dict() for m in (start.model, model))
     if {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}:
         model.head.load_state_dict(before)
