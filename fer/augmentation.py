@@ -20,6 +20,9 @@ class Views:
 
     Args:
         config: how far a view may stray from the original.
+
+    Attributes:
+        settings: those of the configuration that decide, with the seed, what a view shows.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -42,6 +45,9 @@ class Views:
         if config.erase:
             steps.append(A.Erasing(scale=(0.02, 0.2), ratio=(0.3, 3.3), p=config.erase))
         self._compose = A.Compose(steps)
+        self.settings = [
+            getattr(config, name) for name in ("flip", "shift", "scale", "rotation", "brightness", "erase")
+        ]
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """A view of a grey face, (S, S) uint8, of the same shape."""

@@ -36,6 +36,7 @@ __all__ = [
     "cache_folder",
     "download",
     "load",
+    "written_whole",
 ]
 
 SplitName = Literal["train", "val", "test"]
@@ -178,6 +179,20 @@ def cache_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "fer-trl"
+
+
+@contextlib.contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """Where to write a file of the cache: it gets its name when it is whole, and is deleted if it never is."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def load(path: str | Path, *, cache: Path | None = None) -> Dataset:
@@ -523,16 +538,11 @@ def _write_cache(file: Path, dataset: Dataset) -> None:
     arrays = {
         f"{name}.{field}": array for name, split in dataset.splits.items() for field, array in vars(split).items()
     }
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
+        with written_whole(file) as part, part.open("wb") as stream:
             np.savez(stream, digest=dataset.digest, **{key: a for key, a in arrays.items() if a is not None})
-        part.replace(file)
     except OSError as error:
         log.warning("the cache %s cannot be written (%s), so the next start reads the data again", file, error)
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 # --- fer data download

@@ -354,6 +354,8 @@ def download_yunet(
     Raises:
         DetectorError: no host gave the file; the message says what each gave instead.
     """
+    from fer.dataset import written_whole
+
     folder = folder or _yunet_folder()
     names = [name for name in _YUNET_SHA256 if version is None or version in name]
     for file in (folder / name for name in names):
@@ -373,10 +375,8 @@ def download_yunet(
             if wrong := _not_yunet(content, name):
                 failures.append(f"{url} gave {wrong}")
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{name}.{os.getpid()}.part"
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
+            with written_whole(folder / name) as part:
+                part.write_bytes(content)
             return folder / name
     raise DetectorError(
         "could not fetch YuNet:\n  " + "\n  ".join(failures) + f"\nfetch one of {', '.join(names)} by hand and give it "

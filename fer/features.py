@@ -1,7 +1,6 @@
 """A frozen trunk's outputs, computed once and kept: a head then trains in minutes."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from fer.augmentation import Views, seed_of
 from fer.config import TestTimeAugmentation, TrainConfig
-from fer.dataset import cache_folder
+from fer.dataset import cache_folder, written_whole
 from fer.models import EmotionModel
 from fer.preprocessing import prepare, views
 
@@ -88,14 +87,13 @@ def augmented_features(
         (N, channels, height, width) float16 for each view.
     """
     draw = Views(config)
-    strength = [getattr(config, name) for name in ("flip", "shift", "scale", "rotation", "brightness", "erase")]
 
     def prepared(number: int, part: slice) -> NDArray[np.float32]:
         drawn = [draw(image, seed_of(number, i)) for i, image in enumerate(images[part], part.start)]
         return prepare(drawn, model.config.preprocessing)
 
     return [
-        _kept(model, f"{key} view {number} {strength}", len(images), partial(prepared, number))
+        _kept(model, f"{key} view {number} {draw.settings}", len(images), partial(prepared, number))
         for number in range(count)
     ]
 
@@ -106,16 +104,14 @@ def _kept(
 ) -> NDArray[np.float16]:
     file = feature_file(model, key)
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        features = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(count, *model.trunk_shape()))
-        device = next(model.trunk.parameters()).device
-        for start in tqdm(range(0, count, BATCH), desc="features", unit="img", unit_scale=BATCH, disable=None):
-            batch = torch.from_numpy(inputs(slice(start, start + BATCH)))
-            outputs = model.trunk(batch.to(device, memory_format=torch.channels_last))
-            features[start : start + BATCH] = outputs.half().cpu().numpy()
-        features.flush()
-        del features
-        part.replace(file)
+        with written_whole(file) as part:
+            features = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(count, *model.trunk_shape()))
+            device = next(model.trunk.parameters()).device
+            for start in tqdm(range(0, count, BATCH), desc="features", unit="img", unit_scale=BATCH, disable=None):
+                batch = torch.from_numpy(inputs(slice(start, start + BATCH)))
+                outputs = model.trunk(batch.to(device, memory_format=torch.channels_last))
+                features[start : start + BATCH] = outputs.half().cpu().numpy()
+            features.flush()
+            del features
     kept: NDArray[np.float16] = np.load(file, mmap_mode="r")
     return kept

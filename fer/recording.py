@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fer.errors import ConfigError
 from fer.sources import open_media
 
-__all__ = ["VIDEO_SUFFIXES", "VideoWriter", "check_suffix"]
+__all__ = ["VIDEO_SUFFIXES", "VideoWriter", "check_spared", "check_suffix"]
 
 #: What a video can be written as.
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
@@ -59,6 +59,21 @@ def check_suffix(file: Path, suffixes: tuple[str, ...]) -> None:
     """
     if file.suffix.lower() not in suffixes:
         raise ConfigError(f"cannot write {file}: its name must end in {' or '.join(suffixes)}")
+
+
+def check_spared(source: Path, target: Path, *written: Path) -> None:
+    """Refuse to write over the video that is read.
+
+    Args:
+        source: the video; one that is no file, as of a stream, cannot be written over.
+        target: what is to be written.
+        written: files that are written on the way there.
+
+    Raises:
+        ConfigError: one of them is the video itself, by whatever name.
+    """
+    if source.exists() and any(file.exists() and file.samefile(source) for file in (target, *written)):
+        raise ConfigError(f"writing {target} would destroy the video itself: choose another name")
 
 
 class VideoWriter:

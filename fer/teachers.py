@@ -1,7 +1,7 @@
 """What trained models make of the views that another is trained on (knowledge distillation, Hinton et al. 2015)."""
 
 import hashlib
-import os
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +10,10 @@ from fer.augmentation import Views, seed_of
 from fer.checkpoint import Checkpoint, load_checkpoint
 from fer.classifier import predict_probabilities
 from fer.config import TrainConfig
-from fer.dataset import cache_folder
+from fer.dataset import cache_folder, written_whole
 from fer.shelf import CONFIG, read_json
 
 __all__ = ["teachers_answers"]
-
-#: Settings that decide what a view shows and what a teacher computes of it.
-_SETTINGS = ("seed", "precision", "flip", "shift", "scale", "rotation", "brightness", "erase")
 
 
 def teachers_answers(images: NDArray[np.uint8], config: TrainConfig, device: str) -> NDArray[np.float32]:
@@ -37,30 +34,24 @@ def teachers_answers(images: NDArray[np.uint8], config: TrainConfig, device: str
         CheckpointError: a teacher is missing or damaged.
     """
     teachers = [load_checkpoint(name.strip(), device=device) for name in config.teachers.split(",")]
-    digest = hashlib.sha256(images.tobytes()).hexdigest()
-    means = (
-        np.mean([_answers(teacher, images, digest, config, view) for teacher in teachers], axis=0)
-        for view in range(config.distill_views)
-    )
-    return np.stack(list(means))
+    make, digest = Views(config), hashlib.sha256(images.tobytes()).hexdigest()
+    answers = np.empty((config.distill_views, len(images), 7), np.float32)
+    for view, row in enumerate(answers):
+        key = view, config.seed, config.precision, *make.settings
+        files = [_file(teacher, digest, *key) for teacher in teachers]
+        wanted = {file: teacher for file, teacher in zip(files, teachers, strict=True) if not file.is_file()}
+        faces = [make(image, seed_of(config.seed, view, i)) for i, image in enumerate(images)] if wanted else []
+        for file, teacher in wanted.items():
+            caption = f"{teacher.name} on view {view + 1}/{config.distill_views}"
+            answer = predict_probabilities(teacher, faces, progress=caption)
+            with written_whole(file) as part, part.open("wb") as stream:
+                np.save(stream, answer)
+        row[:] = np.mean([np.load(file) for file in files], axis=0)
+    return answers
 
 
-def _answers(
-    teacher: Checkpoint, images: NDArray[np.uint8], digest: str, config: TrainConfig, view: int
-) -> NDArray[np.float32]:
-    weights = read_json(teacher.folder / CONFIG)["sha256"]
-    key = digest, weights, teacher.temperature, view, *(getattr(config, name) for name in _SETTINGS)
+def _file(teacher: Checkpoint, digest: str, *view: object) -> Path:
+    """Where the teacher's answer to a view of the images of that digest is kept."""
+    key = digest, read_json(teacher.folder / CONFIG)["sha256"], teacher.temperature, *view
     name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-    file = cache_folder() / "teachers" / f"{teacher.name}-{name}.npy"
-    if not file.is_file():
-        make = Views(config)
-        faces = [make(image, seed_of(config.seed, view, i)) for i, image in enumerate(images)]
-        caption = f"{teacher.name} on view {view + 1}/{config.distill_views}"
-        answers = predict_probabilities(teacher, faces, progress=caption)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as stream:
-            np.save(stream, answers)
-        part.replace(file)
-    kept: NDArray[np.float32] = np.load(file)
-    return kept
+    return cache_folder() / "teachers" / f"{teacher.name}-{name}.npy"

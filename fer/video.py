@@ -20,7 +20,7 @@ from fer.drawing import draw_predictions
 from fer.errors import ConfigError, FerError
 from fer.live import FrameResult, LivePipeline
 from fer.recognizer import EmotionRecognizer
-from fer.recording import VIDEO_SUFFIXES, VideoWriter, check_suffix
+from fer.recording import VIDEO_SUFFIXES, VideoWriter, check_spared, check_suffix
 from fer.records import FACE_COLUMNS, face_record
 from fer.sources import VideoFile
 from fer.timeline import PLOT_SUFFIXES, Timeline, clock_time
@@ -192,8 +192,7 @@ def _check(source: Path, out: Path | None, csv: Path | None, plot: Path | None) 
         if target is None:
             continue
         check_suffix(target, suffixes)
-        if source.exists() and any(file.exists() and file.samefile(source) for file in (target, _part(target))):
-            raise ConfigError(f"writing {target} would destroy the video itself: choose another name")
+        check_spared(source, target, _part(target))
         if target.is_dir():
             raise ConfigError(f"cannot write {target}: it is a folder")
 

@@ -21,7 +21,7 @@ from fer.drawing import draw_predictions, draw_status
 from fer.errors import ConfigError
 from fer.live import FrameResult, LivePipeline
 from fer.recognizer import EmotionRecognizer
-from fer.recording import VIDEO_SUFFIXES, VideoWriter, check_suffix
+from fer.recording import VIDEO_SUFFIXES, VideoWriter, check_spared, check_suffix
 from fer.records import face_record
 from fer.sources import FrameSource, Live, VideoFile, open_source
 
@@ -56,8 +56,8 @@ def live(config: LiveConfig) -> int:
     if not config.headless:
         check_window()
     with open_source(config.source, size=config.camera_size) as source:
-        if record and record.exists() and isinstance(source, VideoFile) and record.samefile(source.name):
-            raise ConfigError(f"writing {record} would destroy the video itself: choose another name")
+        if record and isinstance(source, VideoFile):
+            check_spared(Path(source.name), record)
         pipeline = LivePipeline.from_config(EmotionRecognizer.from_config(config), config)
         live_with(pipeline, source, headless=config.headless, record=record)
     return 0
