@@ -154,7 +154,7 @@ class TrainConfig:
     distill: float = 0.5
     """share of each target taken from the teachers"""
     distill_views: int = 8
-    """views of each image that the teachers answer; training goes through them in turn"""
+    """random views of each image over which the teachers' probabilities are averaged"""
     mixup: float = 0.0
     """alpha of mixup's Beta distribution; 0 for none"""
     mixup_off: int = 0

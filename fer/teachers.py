@@ -1,4 +1,4 @@
-"""What trained models make of the views that another is trained on (knowledge distillation, Hinton et al. 2015)."""
+"""What trained models make of the images that another is trained on (knowledge distillation, Hinton et al. 2015)."""
 
 import hashlib
 from pathlib import Path
@@ -17,26 +17,27 @@ __all__ = ["teachers_answers"]
 
 
 def teachers_answers(images: NDArray[np.uint8], config: TrainConfig, device: str) -> NDArray[np.float32]:
-    """Mean of the teachers' probabilities for each of the views that are trained on.
+    """Mean of the teachers' probabilities over several random views of each image.
 
-    Each teacher's answer to each view is kept in the cache: for another student, and for this one when it is
-    interrupted.
+    The student's own views are others, new in every epoch: answers to the very view, which is then one of a few that
+    come again, were learned by heart (docs/experiments.md). Each teacher's answer to each view is kept in the cache:
+    for another student, and for this one when it is interrupted.
 
     Args:
         images: (N, H, W) uint8, the training images in their order.
-        config: names the teachers and says how views are drawn; view v of image i is the one of epoch v.
+        config: names the teachers and says how many views are drawn, and how.
         device: where the teachers run. Autocast around the call applies to them.
 
     Returns:
-        (config.distill_views, N, 7), rows sum to 1.
+        (N, 7), rows sum to 1.
 
     Raises:
         CheckpointError: a teacher is missing or damaged.
     """
     teachers = [load_checkpoint(name.strip(), device=device) for name in config.teachers.split(",")]
     make, digest = Views(config), hashlib.sha256(images.tobytes()).hexdigest()
-    answers = np.empty((config.distill_views, len(images), 7), np.float32)
-    for view, row in enumerate(answers):
+    answers: list[NDArray[np.float32]] = []
+    for view in range(config.distill_views):
         key = view, config.seed, config.precision, *make.settings
         files = [_file(teacher, digest, *key) for teacher in teachers]
         wanted = {file: teacher for file, teacher in zip(files, teachers, strict=True) if not file.is_file()}
@@ -46,8 +47,9 @@ def teachers_answers(images: NDArray[np.uint8], config: TrainConfig, device: str
             answer = predict_probabilities(teacher, faces, progress=caption)
             with written_whole(file) as part, part.open("wb") as stream:
                 np.save(stream, answer)
-        row[:] = np.mean([np.load(file) for file in files], axis=0)
-    return answers
+        answers += [np.load(file) for file in files]
+    mean: NDArray[np.float32] = np.mean(answers, axis=0)
+    return mean
 
 
 def _file(teacher: Checkpoint, digest: str, *view: object) -> Path:

@@ -120,7 +120,7 @@ class Run:
             images = train.images[chosen]
             if cfg.teachers:
                 with accelerator.main_process_first():
-                    answers = self._teachers_answers(images)  # (views, N, 7)
+                    answers = self._teachers_answers(images)
                 targets = ((1 - cfg.distill) * targets + cfg.distill * answers).astype(np.float32)
             samples = _FaceSet(images, targets, cfg, config.model.preprocessing)
         self.batches = _Batches(len(chosen), cfg, accelerator.process_index, accelerator.num_processes)
@@ -146,7 +146,7 @@ class Run:
         self.writer: SummaryWriter | None = None
 
     def _teachers_answers(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the teachers make of each view, (views, N, 7); kept in the run's folder for ``--resume``."""
+        """What the teachers make of each image, (N, 7); kept in the run's folder for ``--resume``."""
         cfg, file = self.config.training, self.folder / TEACHERS
         if self.accelerator.is_main_process and not (cfg.resume and file.is_file()):
             with self.accelerator.autocast():
@@ -356,10 +356,7 @@ class Run:
 
 
 class _FaceSet(Dataset[Batch]):
-    """Random views of faces, prepared for the network, a whole batch at a time.
-
-    With targets of (N, 7) each epoch has views of its own; with (V, N, 7), of teachers, V views come in turn.
-    """
+    """Random views of faces, new in every epoch, prepared for the network, a whole batch at a time."""
 
     def __init__(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], cfg: TrainConfig, preprocessing: Preprocessing
@@ -368,11 +365,7 @@ class _FaceSet(Dataset[Batch]):
         self._views = Views(cfg)
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
-        if self._targets.ndim == 3:
-            items = [(epoch % len(self._targets), i) for epoch, i in items]
-            targets = np.stack([self._targets[item] for item in items])
-        else:
-            targets = self._targets[[i for _, i in items]]
+        targets = self._targets[[i for _, i in items]]
         views = [self._views(self._images[i], seed_of(self._seed, epoch, i)) for epoch, i in items]
         return torch.from_numpy(prepare(views, self._preprocessing)), torch.from_numpy(targets)
 
