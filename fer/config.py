@@ -148,7 +148,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     """share of each target spread over all classes"""
     ferplus: float = 0.0
-    """share of each target taken from the ten FER+ votes (needs fer2013new.csv beside the data)"""
+    """share of each target taken from the FER+ votes, as FER2013 would label them (needs fer2013new.csv)"""
     teachers: str = ""
     """checkpoints, separated by commas, whose averaged probabilities are mixed into the targets (distillation)"""
     distill: float = 0.5

@@ -100,11 +100,10 @@ class Split:
         """The labels as distributions, mixed with what the FER+ annotators saw.
 
         Args:
-            share: weight of the FER+ votes, 0..1. Votes for contempt, unknown and no face are left out; an image with
-                no vote for any of the seven keeps its label.
+            share: weight of the FER+ votes, 0..1, after :func:`fer.ferplus.expected_labels` made labels of them.
 
         Returns:
-            (N, 7) float32, each row sums to 1: ``(1 - share) * onehot + share * votes / sum(votes)``.
+            (N, 7) float32, each row sums to 1: ``(1 - share) * onehot + share * expected``.
 
         Raises:
             DatasetError: share is not 0 and the data has no votes.
@@ -112,10 +111,10 @@ class Split:
         onehot = np.eye(len(EMOTIONS), dtype=np.float32)[self.labels]
         if share == 0:
             return onehot
-        votes = self._seven().astype(np.float32)
-        total = votes.sum(axis=1, keepdims=True)
-        seen = np.where(total > 0, votes / np.maximum(total, 1), onehot)
-        return np.asarray((1 - share) * onehot + share * seen, np.float32)
+        from fer.ferplus import expected_labels
+
+        expected = expected_labels(self._votes(), self.labels, len(EMOTIONS))
+        return np.asarray((1 - share) * onehot + share * expected, np.float32)
 
     def ferplus_labels(self) -> NDArray[np.int64]:
         """The emotion with most FER+ votes, of the seven; FER2013's own label decides ties it is part of.
@@ -127,15 +126,15 @@ class Split:
             DatasetError: the data has no votes.
         """
         onehot = np.eye(len(EMOTIONS), dtype=np.int64)[self.labels]
-        return np.asarray((2 * self._seven().astype(np.int64) + onehot).argmax(axis=1), np.int64)
+        return np.asarray((2 * self._votes()[:, SEVEN].astype(np.int64) + onehot).argmax(axis=1), np.int64)
 
-    def _seven(self) -> NDArray[np.uint8]:
+    def _votes(self) -> NDArray[np.uint8]:
         if self.votes is None:
             raise DatasetError(
                 f"the data has no FER+ votes: put {VOTES_FILE} (github.com/microsoft/FERPlus) beside fer2013.csv. "
                 "Votes belong to rows of that file, so image folders cannot have them"
             )
-        return self.votes[:, SEVEN]
+        return self.votes
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from fer.dataset import Dataset, Split, download, load
 from fer.dataset_check import check, render
 from fer.emotions import EMOTIONS, Emotion
 from fer.errors import DatasetError
+from fer.ferplus import expected_labels
 
 USAGES = ["Training"] * 4 + ["PublicTest"] * 2 + ["PrivateTest"] * 2
 LABELS = [0, 3, 3, 6, 1, 2, 4, 5]
@@ -394,13 +395,28 @@ def test_ferplus_votes_beside_the_data_become_soft_and_hard_targets(csv_file, ca
     assert np.array_equal(train.votes, VOTES[:4])
     assert train.ferplus_labels().tolist() == [6, 3, 3, 6]
     assert check(load(csv_file, cache=cache)).splits["train"].agreement == 0.75
-    hard = np.eye(7)[LABELS[:4]]
-    #           angry disgust fear happy sad surprise neutral
-    ferplus = [[0.3, 0.2, 0, 0, 0.1, 0, 0.4], hard[1], [0, 0, 0, 0.5, 0, 0, 0.5], hard[3]]
+    hard, expected = np.eye(7)[LABELS[:4]], expected_labels(VOTES[:4], train.labels, 7)
     for share in (0.0, 0.25, 1.0):
         targets = train.soft_targets(share)
         assert targets.dtype == np.float32
-        assert np.allclose(targets, (1 - share) * hard + share * np.array(ferplus), atol=1e-6)
+        assert np.allclose(targets, (1 - share) * hard + share * expected, atol=1e-6)
+
+
+def test_votes_become_what_the_data_itself_calls_such_faces():
+    """Else a model would learn the annotators' convention, which calls much neutral that FER2013 calls sad."""
+    votes = np.repeat([[10, 0, 0, 0], [0, 10, 0, 0], [0, 0, 5, 0], [0, 0, 0, 0]], [60, 30, 8, 2], axis=0).astype(
+        np.uint8
+    )
+    labels = np.array([0] * 30 + [1] * 30 + [1] * 30 + [2] * 6 + [0] * 2 + [0, 2])
+    expected = expected_labels(votes, labels, 3)
+    assert expected.dtype == np.float32
+    assert np.allclose(expected[0], [0.5, 0.5, 0], atol=0.01)  # half of what they call so
+    assert np.allclose(expected[60], [0, 1, 0], atol=0.01)
+    assert np.allclose(expected[90], [0.25, 0, 0.75], atol=0.01)
+    assert np.allclose(expected[98], [0.5, 0, 0.5], atol=0.05)  # nobody voted
+    assert np.allclose(expected.mean(0), np.bincount(labels) / 100, atol=1e-3)
+    mixed = expected_labels(np.array([[5, 5, 0, 0], *votes], np.uint8), np.array([1, *labels]), 3)[0]
+    assert 0.5 < mixed[1] < 1  # between those of the two answers
 
 
 def test_votes_in_the_archive_are_found(csv_file, cache, tmp_path):
