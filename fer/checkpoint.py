@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fer.config import Config, Preprocessing, from_dict, to_dict
@@ -112,7 +112,8 @@ def save_checkpoint(folder: Path, model: EmotionModel, config: Config, *, temper
         return tensor.half() if half and tensor.is_floating_point() and tensor.ndim > 1 else tensor
 
     temporary = folder / f"{WEIGHTS}.part"
-    save_file({name: stored(tensor) for name, tensor in model.state_dict().items()}, temporary)
+    # Not save_file, whose files only their owner may read.
+    temporary.write_bytes(save({name: stored(tensor) for name, tensor in model.state_dict().items()}))
     record = {
         "format": FORMAT,
         **to_dict(config),

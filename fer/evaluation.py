@@ -17,6 +17,8 @@ from fer.dataset import Dataset, SplitName
 from fer.emotions import EMOTIONS
 from fer.inference import predict_logits, softmax
 from fer.metrics import fit_temperature, reliability, summarize
+from fer.shelf import METRICS
+from fer.trl import TensorRegressionLayer
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -63,7 +65,15 @@ def evaluate(
         batch_size=batch_size,
         progress=f"{checkpoint.name} on {split}",
     )
-    return _report(checkpoint, data, split, tta, softmax(logits, checkpoint.temperature), output, predictions)
+    probabilities = softmax(logits, checkpoint.temperature)
+    report = _report(checkpoint, data, split, tta, probabilities)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / METRICS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _plot(report, probabilities, faces.labels, output)
+    if predictions is not None:
+        _write_predictions(probabilities, faces.labels, predictions)
+    return report
 
 
 def finish(folder: Path, data: Dataset) -> dict[str, Any]:
@@ -80,9 +90,11 @@ def finish(folder: Path, data: Dataset) -> dict[str, Any]:
     preprocessing, tta = checkpoint.config.model.preprocessing, checkpoint.config.training.tta
     logits = predict_logits(checkpoint.model, val.images, preprocessing, tta=tta, progress="evaluation")
     temperature = fit_temperature(logits[~val.leaked], val.labels[~val.leaked])
-    report = _report(checkpoint, data, "val", tta, softmax(logits, temperature), folder, None)
+    probabilities = softmax(logits, temperature)
+    report = _report(checkpoint, data, "val", tta, probabilities)
     report["uncalibrated_ece"] = summarize(softmax(logits), val.labels)["ece"]
     update_checkpoint(folder, temperature=temperature, metrics=report)
+    _plot(report, probabilities, val.labels, folder)
     (folder / "README.md").write_text(_card(replace(checkpoint, temperature=temperature), report), encoding="utf-8")
     return report
 
@@ -108,21 +120,16 @@ def _report(
     split: SplitName,
     tta: TestTimeAugmentation,
     probabilities: NDArray[np.float32],
-    output: Path | None,
-    predictions: Path | None,
 ) -> dict[str, Any]:
     faces = data.split(split)
     known_leaks = faces.leaked if split != "train" and "train" in data.splits else None
     report: dict[str, Any] = {"checkpoint": checkpoint.name, "data": data.name, "split": split, "tta": tta}
-    report |= summarize(probabilities, faces.labels, known_leaks)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        _plot_confusion(np.array(report["confusion"]), output / "confusion.png")
-        _plot_reliability(probabilities, faces.labels, report["ece"], output / "reliability.png")
-    if predictions is not None:
-        _write_predictions(probabilities, faces.labels, predictions)
-    return report
+    return report | summarize(probabilities, faces.labels, known_leaks)
+
+
+def _plot(report: dict[str, Any], probabilities: NDArray[np.float32], labels: NDArray[np.int64], output: Path) -> None:
+    _plot_confusion(np.array(report["confusion"]), output / "confusion.png")
+    _plot_reliability(probabilities, labels, report["ece"], output / "reliability.png")
 
 
 def _write_predictions(probabilities: NDArray[np.float32], labels: NDArray[np.int64], file: Path) -> None:
@@ -166,9 +173,17 @@ def _plot_reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int
 def _card(checkpoint: Checkpoint, report: dict[str, Any]) -> str:
     model, training = checkpoint.config.model, checkpoint.config.training
     size = sum(p.numel() for p in checkpoint.model.parameters())
-    head = sum(p.numel() for p in checkpoint.model.head.parameters())
     shape = "x".join(map(str, checkpoint.model.trunk_shape()))
-    start = "ImageNet (VGG16)" if training.weights != "none" else "random weights"
+    start = {"none": "random weights"}.get(training.weights, f"the checkpoint {training.weights}")
+    start = "ImageNet (VGG16)" if training.starts_as_vgg16 else start
+    layer = checkpoint.model.head
+    kind = (
+        f", rank {model.rank}, tensor dropout {model.tensor_dropout}"
+        if isinstance(layer, TensorRegressionLayer)
+        else ""
+    )
+    votes = ", FER+ votes" if training.ferplus else ""
+    taught = f"\n| taught by | {training.teachers} |" if training.teachers else ""
     rows = "\n".join(
         f"| {name} | {row['precision']:.1%} | {row['recall']:.1%} | {row['f1']:.1%} | {row['support']} |"
         for name, row in report["per_class"].items()
@@ -181,9 +196,9 @@ Recognises seven facial expressions ({", ".join(LABELS)}) on a grey face of {mod
 | | |
 | --- | --- |
 | trunk | {model.trunk}, started from {start}, output {shape} |
-| head | {model.head}, rank {model.rank}, tensor dropout {model.tensor_dropout}: {head:,} parameters |
+| head | {model.head}{kind}: {sum(p.numel() for p in layer.parameters()):,} parameters |
 | parameters | {size:,}, stored in {half} |
-| trained on | {report["data"]} Training{", without repeated images" if training.drop_copies else ""} |
+| trained on | {report["data"]} Training{votes}{", without repeated images" if training.drop_copies else ""} |{taught}
 | temperature | {checkpoint.temperature:.3f} |
 
 ## Measured
@@ -215,14 +230,14 @@ slightly optimistic; `--split test` measures on PrivateTest, which nothing here 
 
 ## Data and licence
 
-{_terms(report["data"], training.weights)}
+{_terms(report["data"], model.trunk == "vgg16" and training.weights != "none")}
 """
 
 
-def _terms(data: str, weights: str) -> str:
+def _terms(data: str, pretrained: bool) -> str:
     if data != "FER2013":
         return f"Trained on {data} data, to try things out: it says nothing of photographs. The code is MIT-licensed."
-    imagenet = ", and the trunk's start from ImageNet (research use)" if weights != "none" else ""
+    imagenet = ", and the trunk's start from ImageNet (research use)" if pretrained else ""
     return f"""\
 The weights come from FER2013 (Goodfellow et al. 2013), collected by web search for the ICML 2013 challenge and given
 for research; its images are not included{imagenet}. The code is MIT-licensed; whoever uses the weights commercially

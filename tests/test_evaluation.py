@@ -141,6 +141,26 @@ def test_the_card_of_a_model_of_fer2013_states_the_datas_terms(checkpoint, data)
     assert "Not for decisions about people" in card
 
 
+def test_the_card_says_where_the_weights_came_from(checkpoint, data):
+    """Else a fine-tuned model would be sold as ImageNet's, and a head without a rank as one that has it."""
+    folder = checkpoint.folder
+    finish(folder, data)
+    card = (folder / "README.md").read_text()
+    assert "started from random weights" in card
+    assert "| head | cp-trl, rank " in card
+    assert "taught by" not in card
+
+    training = dataclasses.replace(CONFIG.training, weights="before", teachers="one,two", ferplus=0.3)
+    other = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, head="gap"), training=training)
+    save_checkpoint(folder, create_model(other.model), other)
+    finish(folder, data)
+    card = (folder / "README.md").read_text()
+    assert "started from the checkpoint before," in card
+    assert "| head | gap: " in card
+    assert "| taught by | one,two |" in card
+    assert "synthetic Training, FER+ votes, without repeated images" in card
+
+
 def test_the_table_shows_the_reports_figures(checkpoint, data):
     """Else the terminal would state other figures than metrics.json."""
     report = evaluate(checkpoint, data, tta="none")
