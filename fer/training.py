@@ -29,7 +29,7 @@ from fer import dataset as datasets
 from fer.augmentation import Views, seed_of
 from fer.checkpoint import load_checkpoint, save_checkpoint
 from fer.config import Config, Preprocessing, TrainConfig, to_dict
-from fer.errors import ConfigError
+from fer.errors import ConfigError, DatasetError
 from fer.features import trunk_features
 from fer.heads import head_logits, with_head
 from fer.inference import predict_logits
@@ -94,6 +94,11 @@ class Run:
 
         data = datasets.load(cfg.data)
         train, val = data.split("train"), data.split("val")
+        if val.leaked.all():
+            raise DatasetError(
+                f"{cfg.data}: every image of val has a copy in train, so no epoch can be chosen by it; give val "
+                "images of its own"
+            )
         chosen = np.flatnonzero(~train.copies) if cfg.drop_copies else np.arange(len(train))
         chosen = chosen[: cfg.limit or None]
         self.data_digest = data.digest

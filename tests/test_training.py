@@ -449,6 +449,16 @@ def test_impossible_runs_are_refused(data, tmp_path):
         fit(settings("guide-cnn", data, tmp_path, batch_size=281))
     with pytest.raises(DatasetError, match="no FER\\+ votes"):
         fit(settings("guide-cnn", data, tmp_path, ferplus=0.5))
+    faces = load(data).split("train")
+    rows = [
+        (image, label, usage)
+        for image, label in zip(faces.images[:40], faces.labels[:40], strict=True)
+        for usage in ("Training", "PublicTest")
+    ]
+    (tmp_path / "twice").mkdir()
+    with pytest.raises(DatasetError, match=r"every image of val has a copy in train.* give val images of its own"):
+        fit(settings("guide-cnn", write_csv(tmp_path / "twice", rows), tmp_path / "run"))
+    shutil.rmtree(tmp_path / "twice")
     AcceleratorState._reset_state(reset_partial_state=True)
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device cuda is not to be had here"):
