@@ -6,6 +6,7 @@ interrupted.
 """
 
 import csv
+import dataclasses
 import math
 import time
 import warnings
@@ -105,10 +106,7 @@ class Run:
         self.val_labels, self.val_leaked = val.labels, val.leaked
 
         torch.manual_seed(cfg.seed)
-        self.model = create_model(config.model)
-        if cfg.weights != "none" and not cfg.resume:
-            _load_weights(self.model, cfg, train.images[:512])
-        self.model.to(accelerator.device)
+        self.model = self.start(train.images[:512]).to(accelerator.device)
 
         targets = train.soft_targets(cfg.ferplus)[chosen]  # (N, 7)
         self.trained: nn.Module = self.model
@@ -149,6 +147,13 @@ class Run:
         self.step = 0
         self.wrapped = self._wrap()
         self.writer: SummaryWriter | None = None
+
+    def start(self, images: NDArray[np.uint8]) -> EmotionModel:
+        """The model to train; images (N, 48, 48) show ImageNet's weights what faces are like."""
+        model, cfg = create_model(self.config.model), self.config.training
+        if cfg.weights != "none" and not cfg.resume:
+            _load_weights(model, cfg, images)
+        return model
 
     def _teachers_answers(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the teachers make of each image, (N, 7); kept in the run's folder for ``--resume``."""
@@ -415,15 +420,16 @@ def _load_weights(model: EmotionModel, cfg: TrainConfig, images: NDArray[np.uint
         load_imagenet_trunk(model.trunk, cfg.weights, torch.from_numpy(prepare(images, preprocessing)))
         return
     start = load_checkpoint(cfg.weights)
-    if start.preprocessing != preprocessing:
+    if dataclasses.replace(start.preprocessing, size=preprocessing.size) != preprocessing:
         raise ConfigError(
             f"{start.folder} was trained on {start.preprocessing}, not on {preprocessing}: "
-            "make --size, --channels, --mean and --std the same, or choose other --weights"
+            "make --channels, --mean and --std the same, or choose other --weights"
         )
+    ours, theirs = (m.trunk.state_dict() for m in (model, start.model))
     try:
-        model.trunk.load_state_dict(start.model.trunk.state_dict())
-    except RuntimeError as error:
-        trunks = " and ".join(f"{c.trunk} with {c.poolings} poolings" for c in (start.config.model, model.config))
+        model.trunk.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))  # poolings only shift the names
+    except (RuntimeError, ValueError) as error:
+        trunks = " and ".join(f"{c.trunk} (batch_norm: {c.batch_norm})" for c in (start.config.model, model.config))
         raise ConfigError(f"{start.folder} does not fit: the trunks are {trunks}; choose other --weights") from error
     before, after = (m.head.state_dict() for m in (start.model, model))
     if {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}:

@@ -194,6 +194,11 @@ def test_training_can_go_on_from_a_checkpoint(data, tmp_path):
     assert same(other.trunk.state_dict(), start.trunk.state_dict())
     assert other.head.rank == (4,)
 
+    larger = settings("guide-cnn", data, tmp_path / "larger", **changes)
+    preprocessing = dataclasses.replace(larger.model.preprocessing, size=40)
+    larger = dataclasses.replace(larger, model=dataclasses.replace(larger.model, preprocessing=preprocessing))
+    assert same(run_of(larger).model.trunk.state_dict(), start.trunk.state_dict())
+
     for wrong, message in (("cnn-cp-trl", "was trained on Preprocessing"), ("cnn at 32", "trunks are guide-cnn")):
         config = settings("cnn-cp-trl", data, tmp_path / wrong, **changes)
         if wrong == "cnn at 32":
@@ -202,6 +207,17 @@ def test_training_can_go_on_from_a_checkpoint(data, tmp_path):
             )
         with pytest.raises(ConfigError, match=message):
             run_of(config)
+
+
+def test_a_trunk_with_another_number_of_poolings_takes_the_weights(data, tmp_path):
+    """Else a network could not be given finer maps late in its training, when an epoch at their cost pays."""
+    before = settings("vgg16-cp-trl", data, tmp_path / "before", weights="none", half=False)
+    start = create_model(before.model)
+    save_checkpoint(tmp_path / "start", start, before)
+    finer = settings("vgg16-cp-trl", data, tmp_path / "finer", weights=str(tmp_path / "start"), poolings=3)
+    trunk = run_of(finer).model.trunk
+    for ours, theirs in zip(trunk.parameters(), start.trunk.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_state_from_before_a_setting_existed_can_be_resumed(data, tmp_path):
