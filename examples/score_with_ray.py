@@ -16,14 +16,15 @@ import ray
 import tyro
 
 from fer import EmotionRecognizer, ImageError
+from fer.config import Runtime
 from fer.records import FACE_COLUMNS, face_record
 
 
 class Scorer:
     """A recogniser that lives as long as its worker."""
 
-    def __init__(self, checkpoint: str) -> None:
-        self.recognizer = EmotionRecognizer.load(checkpoint, device="auto", threads=1)
+    def __init__(self, checkpoint: str, runtime: Runtime) -> None:
+        self.recognizer = EmotionRecognizer.load(checkpoint, runtime=runtime, threads=1)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Rows of faces for a batch of files.
@@ -48,6 +49,7 @@ def main(
     scores: tyro.conf.Positional[str],
     *,
     checkpoint: str = "vgg16-cp-trl",
+    runtime: Runtime = "torch",
     workers: int = 1,
     batch_size: int = 64,
 ) -> None:
@@ -57,13 +59,14 @@ def main(
         photos: folder or bucket of photographs
         scores: folder or bucket for the Parquet files
         checkpoint: a shipped checkpoint or a folder that every machine sees
+        runtime: onnx takes what `fer export` wrote and needs no PyTorch
         workers: processes, each with a CPU of its own; reading needs one more, else Ray waits for ever
         batch_size: photographs at a time
     """
     files = ray.data.read_binary_files(photos, include_paths=True)
     faces = files.map_batches(
         Scorer,
-        fn_constructor_args=(checkpoint,),
+        fn_constructor_args=(checkpoint, runtime),
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=workers),
     )
