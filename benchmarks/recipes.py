@@ -52,16 +52,6 @@ class EightConvolutions(Run):
         return model
 
 
-class FrozenBlocks(Run):
-    """The first two blocks as the first epoch left them."""
-
-    def _set_mode(self) -> None:
-        super()._set_mode()
-        if self.epoch >= 1:
-            for layer in self.model.trunk[:14]:
-                layer.eval().requires_grad_(False)
-
-
 class SmallViews(Run):
     """Views of 36 pixels, whose 512x2x2 are stretched to the 3x3 of the head, and of 48 in the last epoch."""
 
@@ -118,7 +108,7 @@ TRIALS = {
     "vgg16-64": vgg16("64 pixels, 512x4x4", 2, model={"preprocessing": dataclasses.replace(IMAGENET_GREY, size=64)}),
     "vgg16-plain": vgg16("no BatchNorm", model={"batch_norm": False}),
     "vgg16-eight": vgg16("eight convolutions", 6, EightConvolutions),
-    "vgg16-frozen": vgg16("first two blocks frozen after an epoch", 4, FrozenBlocks),
+    "vgg16-frozen": vgg16("first two blocks frozen after an epoch", 4, freeze_blocks=2),
     "vgg16-small": vgg16("36-pixel views first", 4, SmallViews),
     "vgg16-selective": vgg16("backward for half of each batch", 4, SelectiveBackprop),
     "vgg16-sgd": vgg16("SGD-Nesterov", optimizer="sgd", lr=0.02, trunk_lr=0.01, weight_decay=5e-4),

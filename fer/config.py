@@ -138,6 +138,10 @@ class TrainConfig:
     """epochs at the start in which the trunk is frozen"""
     freeze_trunk: bool = False
     """train the head alone, on features computed once and kept in the cache"""
+    freeze_blocks: int = 0
+    """vgg16 only: how many of its first blocks learn no more after freeze_after epochs (two: a quarter of the time)"""
+    freeze_after: int = 1
+    """epochs in which those blocks learn"""
     warmup: float = 0.05
     """share of all steps in which the learning rate rises; it then falls along a cosine"""
     clip: float = 5.0
@@ -196,6 +200,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
         _require(self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}")
+        _require(self.freeze_blocks >= 0, f"freeze blocks must not be negative, not {self.freeze_blocks}")
+        _require(self.freeze_after >= 0, f"freeze after must not be negative, not {self.freeze_after}")
         _require(self.lr > 0, f"lr must be positive, not {self.lr}")
         _require(self.trunk_lr is None or self.trunk_lr > 0, f"trunk lr must be positive, not {self.trunk_lr}")
         _require(0 <= self.head_epochs <= self.epochs, f"head epochs must be in [0, epochs], not {self.head_epochs}")
@@ -237,6 +243,12 @@ class Config:
             self.model.trunk == "vgg16" or not self.training.starts_as_vgg16,
             f"ImageNet's weights are there for the vgg16 trunk only; {self.model.trunk} starts with --weights none or "
             "from a checkpoint",
+        )
+        blocks = self.model.poolings if self.model.trunk == "vgg16" else 0
+        _require(
+            self.training.freeze_blocks <= blocks,
+            f"freeze blocks must be at most {blocks}, not {self.training.freeze_blocks}: so many blocks of "
+            f"the trunk {self.model.trunk} end in a pooling",
         )
 
     @property

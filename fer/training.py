@@ -172,6 +172,8 @@ class Run:
         cfg, accelerator = self.config.training, self.accelerator
         self.batches.epoch = self.epoch
         batches = iter(self.loader)
+        if cfg.freeze_blocks and self.epoch == cfg.freeze_after:
+            self.wrapped = self._wrap()
         torch.manual_seed(seed_of(cfg.seed, self.epoch, accelerator.process_index))
         self._set_mode()
         mixup = cfg.mixup if self.epoch < cfg.epochs - cfg.mixup_off else 0.0
@@ -243,12 +245,22 @@ class Run:
         self.wrapped.train()
         if self.step < self.head_steps or self.config.training.freeze_trunk:
             self.model.trunk.eval()
+        self._frozen_blocks().eval()
 
     def _wrap(self) -> nn.Module:
-        """The trained module, ready for distribution; anew when the trunk thaws, since gradients are counted then."""
+        """The trained module, ready for distribution; anew when layers freeze or thaw, since gradients are counted."""
         self.model.trunk.requires_grad_(self.step >= self.head_steps and not self.config.training.freeze_trunk)
+        self._frozen_blocks().requires_grad_(False)
         wrapped: nn.Module = self.accelerator.prepare_model(self.trained)
         return wrapped
+
+    def _frozen_blocks(self) -> nn.Sequential:
+        """The trunk's first blocks, up to a pooling, while they do not learn."""
+        cfg, trunk = self.config.training, self.model.trunk
+        if not cfg.freeze_blocks or self.epoch < cfg.freeze_after:
+            return nn.Sequential()
+        ends = [i for i, layer in enumerate(trunk) if isinstance(layer, nn.MaxPool2d)]
+        return trunk[: ends[cfg.freeze_blocks - 1]]
 
     def _to_device(self, images: Tensor, targets: Tensor) -> Batch:
         device = self.accelerator.device

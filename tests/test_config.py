@@ -50,6 +50,8 @@ def test_an_unknown_recipe_is_refused_with_those_that_are_known():
         (TrainConfig, {"lr": 0.0}, "lr must be positive"),
         (TrainConfig, {"trunk_lr": 0.0}, "trunk lr must be positive"),
         (TrainConfig, {"epochs": 2, "head_epochs": 3.0}, "head epochs"),
+        (TrainConfig, {"freeze_blocks": -1}, "freeze blocks"),
+        (TrainConfig, {"freeze_after": -1}, "freeze after"),
         (TrainConfig, {"warmup": 1.0}, "warmup"),
         (TrainConfig, {"ema": 1.0}, "ema"),
         (TrainConfig, {"label_smoothing": 1.0}, "label smoothing"),
@@ -68,10 +70,13 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(cls, values, 
         cls(**values)
 
 
-def test_pretrained_weights_need_the_trunk_that_they_belong_to():
-    """Else `fer train cnn-cp-trl --weights imagenet` would end in a traceback."""
+def test_settings_that_only_one_trunk_has_are_refused_for_others():
+    """Else `fer train cnn-cp-trl --weights imagenet` would end in a traceback, or train what was to rest."""
     with pytest.raises(ConfigError, match="vgg16 trunk only; cnn starts with --weights none or"):
         Config("mine", ModelConfig(trunk="cnn"), TrainConfig(weights="imagenet"))
+    for trunk, blocks in (("cnn", 0), ("vgg16", 4)):
+        with pytest.raises(ConfigError, match=f"freeze blocks must be at most {blocks}, not 5"):
+            Config("mine", ModelConfig(trunk=trunk), TrainConfig(freeze_blocks=5))
 
 
 @pytest.mark.parametrize(

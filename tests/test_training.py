@@ -289,6 +289,21 @@ def test_the_trunk_rests_while_the_head_warms_up(data, tmp_path):
     run.close()
 
 
+def test_the_first_blocks_stay_as_they_are(data, tmp_path):
+    """Else the costliest maps would be differentiated for nothing, or their BatchNorm drift."""
+    run = run_of(settings("vgg16-cp-trl", data, tmp_path, size=16, weights="none", freeze_blocks=2, limit=28))
+    start = copy_of(run.model.trunk)
+    run.train_epoch()
+    first = copy_of(run.model.trunk)
+    run.train_epoch()
+    then = copy_of(run.model.trunk)
+    floats = {name for name, tensor in start.items() if tensor.is_floating_point()}
+    assert all(not torch.equal(start[name], first[name]) for name in floats)
+    kept = {name for name in first if torch.equal(first[name], then[name])}
+    assert kept == {name for name in first if int(name.split(".")[0]) < 14}  # 4 x 3 layers and 2 poolings
+    run.close()
+
+
 def test_a_frozen_trunk_is_run_once_and_the_checkpoint_is_whole(data, tmp_path):
     """Else `fer train guide-vgg16` would take days, or leave half a network."""
     config = settings("guide-cnn", data, tmp_path / "run", freeze_trunk=True, rank=20, lr=5e-3, half=False, epochs=3)
