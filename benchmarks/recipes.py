@@ -22,7 +22,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
@@ -33,7 +32,6 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from fer import dataset
 from fer.config import IMAGENET_GREY, Config, recipe
-from fer.inference import predict_logits
 from fer.models import EmotionModel
 from fer.training import STATE, Run
 
@@ -174,11 +172,7 @@ def train(name: str, options: Options) -> None:
     folder, training = config.run_folder, config.training
     if (folder / RESULT).is_file():
         return
-    run = TRIALS[name].run(
-        config, Accelerator(mixed_precision="no" if training.precision == "fp32" else "bf16", cpu=True)
-    )
-    if training.resume:
-        run.resume()
+    run = TRIALS[name].run.open(config)
     cost = folder / "cpu_seconds.json"
     spent: list[float] = json.loads(cost.read_text()) if cost.is_file() else []
     while run.epoch < training.epochs:
@@ -187,10 +181,7 @@ def train(name: str, options: Options) -> None:
         spent = [*spent[: run.epoch - 1], time.process_time() - started]
         cost.write_text(json.dumps(spent))
     run.close()
-    val = dataset.load(options.data).split("val")
-    with run.accelerator.autocast():
-        logits = predict_logits(run._evaluated().eval(), val.images, config.model.preprocessing, tta="flip")
-    np.save(folder / LOGITS, logits)
+    np.save(folder / LOGITS, run.val_logits())
     (folder / RESULT).write_text(json.dumps({"minutes": sum(spent) / 60, "epochs": training.epochs}))
 
 
@@ -219,8 +210,6 @@ def show(options: Options) -> None:
 
 
 def main(options: Options) -> None:
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if not options.only_print:
         for name in options.only:
             train(name, options)

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -64,26 +64,37 @@ def fit(config: Config) -> Path | None:
         ConfigError: settings that cannot work together, or a run folder that holds another run.
         DatasetError: the data is missing or malformed.
     """
-    cfg = config.training
-    state = config.run_folder / STATE
-    if cfg.resume and not state.is_file():
-        raise ConfigError(f"nothing to resume: {state} does not exist; start without --resume")
-    if state.exists() and not cfg.resume:
-        raise ConfigError(f"{config.run_folder} holds a run already: go on with --resume, or choose another --output")
-    _set_threads(cfg.threads)
-    accelerator = _accelerator(cfg)
-    run = Run(config, accelerator)
-    if cfg.resume:
-        run.resume()
-    accelerator.wait_for_everyone()
-    while run.epoch < cfg.epochs:
+    run = Run.open(config)
+    while run.epoch < config.training.epochs:
         run.train_epoch()
     run.close()
-    return run.folder / "checkpoint" if accelerator.is_main_process else None
+    return run.folder / "checkpoint" if run.accelerator.is_main_process else None
 
 
 class Run:
     """One training run: model, optimiser, averaged weights, data, logs."""
+
+    @classmethod
+    def open(cls, config: Config) -> Self:
+        """A new run, or with ``resume`` the one in its folder.
+
+        Raises:
+            ConfigError, DatasetError: as :func:`fit`.
+        """
+        cfg = config.training
+        state = config.run_folder / STATE
+        if cfg.resume and not state.is_file():
+            raise ConfigError(f"nothing to resume: {state} does not exist; start without --resume")
+        if state.exists() and not cfg.resume:
+            raise ConfigError(
+                f"{config.run_folder} holds a run already: go on with --resume, or choose another --output"
+            )
+        _set_threads(cfg.threads)
+        run = cls(config, _accelerator(cfg))
+        if cfg.resume:
+            run.resume()
+        run.accelerator.wait_for_everyone()
+        return run
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         cfg = config.training
@@ -273,15 +284,19 @@ class Run:
     def _evaluated(self) -> nn.Module:
         return self.trained if self.average is None else self.average.module
 
-    def _validate(self) -> Row:
+    def val_logits(self) -> NDArray[np.float32]:
+        """The averaged weights' logits of the validation images, (N, 7)."""
         cfg, model = self.config.training, self._evaluated()
         model.eval()
         with self.accelerator.autocast():
             if cfg.freeze_trunk:
-                logits = head_logits(model, [self.val_inputs])
-            else:
-                p = self.config.model.preprocessing
-                logits = predict_logits(model, self.val_inputs, p, tta=cfg.tta, progress="validation")
+                return head_logits(model, [self.val_inputs])
+            return predict_logits(
+                model, self.val_inputs, self.config.model.preprocessing, tta=cfg.tta, progress="validation"
+            )
+
+    def _validate(self) -> Row:
+        logits = self.val_logits()
         right = logits.argmax(1) == self.val_labels
         loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(self.val_labels)).item()
         return {
