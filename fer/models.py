@@ -38,8 +38,8 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 _VGG16_BLOCKS: tuple[tuple[int, ...], ...] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 
 #: Output channels of the scratch network's residual blocks; each "/2" halves the resolution.
-_CNN_STEM = 32
-_CNN_BLOCKS: tuple[tuple[int, int], ...] = ((40, 2), (80, 2), (160, 2), (160, 1), (320, 2))
+_CNN_STEM = 16
+_CNN_BLOCKS: tuple[tuple[int, int], ...] = ((32, 2), (64, 2), (128, 2), (128, 1), (256, 2), (256, 1))
 
 
 class EmotionModel(nn.Module):
@@ -133,7 +133,7 @@ class _Residual(nn.Module):
 
 
 def _cnn_trunk(config: ModelConfig) -> nn.Sequential:
-    """The scratch network: a full-resolution stem and residual blocks, 48x48 -> 320x3x3 in 2.3 M parameters."""
+    """The scratch network: a full-resolution stem and residual blocks, 48x48 -> 256x3x3 in 2.7 M parameters."""
     layers: list[nn.Module] = [
         nn.Conv2d(config.preprocessing.channels, _CNN_STEM, 3, padding=1, bias=False),
         nn.BatchNorm2d(_CNN_STEM),

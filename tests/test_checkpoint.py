@@ -121,9 +121,9 @@ def test_weights_that_do_not_fit_are_refused_by_name(folder):
     message = refusal(folder)
     assert "does not fit its config.json" in message
     assert "head.weight" in message
-    assert "asks for (320, 5), the file has (320, 4)" in message
+    assert "asks for (256, 5), the file has (256, 4)" in message
     edit(folder, lambda record: record["model"].update(rank=4, head="gap"))
-    assert "config.json asks for (7, 320), the file has nothing" in refusal(folder)
+    assert "config.json asks for (7, 256), the file has nothing" in refusal(folder)
 
 
 @pytest.mark.parametrize(

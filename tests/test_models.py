@@ -36,7 +36,7 @@ def size(module: nn.Module) -> int:
         (ModelConfig(poolings=4), (512, 3, 3)),
         (ModelConfig(poolings=3), (512, 6, 6)),
         (ModelConfig(poolings=5, batch_norm=False, preprocessing=Preprocessing(size=224)), (512, 7, 7)),
-        (ModelConfig(trunk="cnn"), (320, 3, 3)),
+        (ModelConfig(trunk="cnn"), (256, 3, 3)),
         (ModelConfig(trunk="guide-cnn", preprocessing=Preprocessing(size=32, channels=3)), (64, 13, 13)),
     ],
 )

@@ -112,10 +112,10 @@ def test_card_is_true(page: Page, name: str) -> None:
 
 def test_rank_is_what_it_costs(page: Page, folder: Path) -> None:
     _, rank, figure, _ = page.choose(str(folder))
-    assert rank["maximum"] == 2 * CPTRL.break_even_rank((320, 3, 3), 7) == 120
-    assert "4 × (320 + 3 + 3 + 7) = 1,332 parameters" in figure
-    assert "7% of the plain linear map's 20,160. Up to rank 60" in figure
-    assert "more than the plain linear map's 20,160, 2.0 times as many" in page.move(120, 0.1)
+    assert rank["maximum"] == 2 * CPTRL.break_even_rank((256, 3, 3), 7) == 118
+    assert "4 × (256 + 3 + 3 + 7) = 1,076 parameters" in figure
+    assert "7% of the plain linear map's 16,128. Up to rank 59" in figure
+    assert "more than the plain linear map's 16,128, 2.0 times as many" in page.move(118, 0.1)
 
 
 def test_measured_accuracy_is_told_and_no_other(page: Page, folder: Path) -> None:
@@ -139,16 +139,16 @@ def test_nothing_is_claimed_without_measurements(page: Page, folder: Path, tmp_p
 
 def test_dropout_drops_its_share(page: Page, folder: Path) -> None:
     page.choose(str(folder))
-    assert "fer-off" not in page.move(120, 0)
+    assert "fer-off" not in page.move(100, 0)
     for dropout in (0.1, 0.5, 0.9):
-        figure = page.move(120, dropout)
+        figure = page.move(100, dropout)
         dropped = figure.count("fer-off")
-        assert dropped == pytest.approx(120 * dropout, abs=4 * (120 * dropout * (1 - dropout)) ** 0.5)
-        assert f"{120 - dropped} of 120 terms take part" in figure
+        assert dropped == pytest.approx(100 * dropout, abs=4 * (100 * dropout * (1 - dropout)) ** 0.5)
+        assert f"{100 - dropped} of 100 terms take part" in figure
         assert f"counts {1 / (1 - dropout):.2f} times" in figure
-    now, (_, after) = page.move(120, 0.5), page.ask("Next step", "click", [None, 120, 0.5, None])
+    now, (_, after) = page.move(100, 0.5), page.ask("Next step", "click", [None, 100, 0.5, None])
     assert unescape(after) != now
-    assert unescape(after) == page.move(120, 0.5)
+    assert unescape(after) == page.move(100, 0.5)
 
 
 @pytest.mark.parametrize(("head", "told"), [

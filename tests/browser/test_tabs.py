@@ -93,10 +93,10 @@ def test_model(visit: Visit) -> None:
     page.get_by_role("tab", name="Model").click()
     expect(page.get_by_role("heading", name="cnn-cp-trl")).to_be_visible()
     expect(page.get_by_alt_text("Confusion matrix")).to_have_js_property("complete", True)
-    expect(page.get_by_text("32 × (320 + 3 + 3 + 7) = 10,656 parameters")).to_be_visible()
+    expect(page.get_by_text("32 × (256 + 3 + 3 + 7) = 8,608 parameters")).to_be_visible()
 
     page.get_by_label("range slider for Rank").press("ArrowRight")
-    expect(page.get_by_text("33 × (320 + 3 + 3 + 7) = 10,989 parameters")).to_be_visible()
+    expect(page.get_by_text("33 × (256 + 3 + 3 + 7) = 8,877 parameters")).to_be_visible()
     tiles = page.locator(".fer-tiles")
     before = tiles.inner_html()
     page.get_by_role("button", name="Next step").press("Enter")
