@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppr
 from fer.config import (
     RECIPES,
     AppConfig,
+    AverageConfig,
     Config,
     ConvertConfig,
     ExportConfig,
@@ -178,6 +179,22 @@ def convert(name: Positional[str], config: ConvertConfig) -> int:
     return convert(name, config)
 
 
+def average(names: Positional[tuple[str, ...]], config: AverageConfig) -> int:
+    """Average the weights of checkpoints that were trained one from another, such as a fine-tuned one and its start.
+
+    Args:
+        names: shipped checkpoints or folders; the mean takes its name from the first
+        config: where to write it
+    """
+    from rich.console import Console
+
+    from fer.average import average
+    from fer.evaluation import render
+
+    Console().print(render(average(names, config)), config.write)
+    return 0
+
+
 def export(name: Positional[str], config: ExportConfig) -> int:
     """Write a checkpoint for ONNX Runtime (needs `pip install "fer-trl[export]"`; using the file does not).
 
@@ -279,6 +296,7 @@ _COMMANDS = _group(
         "models": models,
         "rank": rank,
         "convert": convert,
+        "average": average,
         "data": _nested("Check or download FER2013.", _group({"check": data_check, "download": data_download})),
         "detector": _nested("The YuNet face detector.", _group({"download": detector_download})),
     }

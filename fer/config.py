@@ -17,6 +17,7 @@ __all__ = [
     "IMAGENET_GREY",
     "RECIPES",
     "AppConfig",
+    "AverageConfig",
     "Config",
     "ConvertConfig",
     "DetectorName",
@@ -468,6 +469,18 @@ class ConvertConfig(HeadTraining):
         super().__post_init__()
         _require(self.rank >= 1, f"rank must be at least 1, not {self.rank}")
         _require(0 <= self.tensor_dropout < 1, f"tensor dropout must be in [0, 1), not {self.tensor_dropout}")
+
+
+@dataclass(frozen=True)
+class AverageConfig:
+    """How ``fer average`` works."""
+
+    write: Path
+    """write the mean into this folder"""
+    data: str = "data"
+    """FER2013 in any of its forms, or 'synthetic': the temperature is fitted and the mean measured on its PublicTest"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
 
 
 @dataclass(frozen=True)

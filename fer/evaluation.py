@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shlex
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from fer.checkpoint import Checkpoint, load_checkpoint, update_checkpoint
-from fer.config import TestTimeAugmentation, command_line
+from fer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_checkpoint
+from fer.config import Config, TestTimeAugmentation, command_line
 from fer.dataset import Dataset, SplitName
 from fer.emotions import EMOTIONS
 from fer.inference import predict_logits, softmax
 from fer.metrics import fit_temperature, reliability, summarize
+from fer.models import EmotionModel
 from fer.shelf import METRICS
 from fer.trl import TensorRegressionLayer
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["evaluate", "finish", "render"]
+__all__ = ["evaluate", "finish", "render", "write_derived"]
 
 LABELS = [emotion.label for emotion in EMOTIONS]
 
@@ -76,7 +80,7 @@ def evaluate(
     return report
 
 
-def finish(folder: Path, data: Dataset) -> dict[str, Any]:
+def finish(folder: Path, data: Dataset, *, made: str | None = None) -> dict[str, Any]:
     """Make a freshly trained checkpoint complete: temperature, metrics.json, plots and model card.
 
     The temperature is fitted on the leak-free part of val.
@@ -84,6 +88,7 @@ def finish(folder: Path, data: Dataset) -> dict[str, Any]:
     Args:
         folder: the checkpoint's.
         data: what it was trained on.
+        made: the commands that made it, one a line; that of its training unless given.
     """
     checkpoint = load_checkpoint(folder, device="auto")
     val = data.split("val")
@@ -95,8 +100,27 @@ def finish(folder: Path, data: Dataset) -> dict[str, Any]:
     report["uncalibrated_ece"] = summarize(softmax(logits), val.labels)["ece"]
     update_checkpoint(folder, temperature=temperature, metrics=report)
     _plot(report, probabilities, val.labels, folder)
-    (folder / "README.md").write_text(_card(replace(checkpoint, temperature=temperature), report), encoding="utf-8")
+    card = _card(replace(checkpoint, temperature=temperature), report, made or command_line(checkpoint.config))
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return report
+
+
+def write_derived(
+    folder: Path, model: EmotionModel, config: Config, source: Checkpoint, data: Dataset
+) -> dict[str, Any]:
+    """Write, complete as :func:`finish` does, a checkpoint that the running command made from another one.
+
+    Args:
+        folder: where to.
+        model: its network.
+        config: its name, its network's settings, and those of the training behind it.
+        source: what it was made from, whose training curves it keeps.
+        data: what that was trained on.
+    """
+    save_checkpoint(folder, model, config, temperature=source.temperature)
+    if (curves := source.folder / "curves.png").is_file():
+        shutil.copy(curves, folder / curves.name)
+    return finish(folder, data, made=f"{command_line(source.config)}\n{shlex.join(['fer', *sys.argv[1:]])}")
 
 
 def render(report: dict[str, Any]) -> Table:
@@ -170,7 +194,7 @@ def _plot_reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int
     plt.close(figure)
 
 
-def _card(checkpoint: Checkpoint, report: dict[str, Any]) -> str:
+def _card(checkpoint: Checkpoint, report: dict[str, Any], made: str) -> str:
     model, training = checkpoint.config.model, checkpoint.config.training
     size = sum(p.numel() for p in checkpoint.model.parameters())
     shape = "x".join(map(str, checkpoint.model.trunk_shape()))
@@ -225,7 +249,7 @@ slightly optimistic; `--split test` measures on PrivateTest, which nothing here 
 ## Made by
 
 ```
-{command_line(checkpoint.config)}
+{made}
 ```
 
 ## Data and licence

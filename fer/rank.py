@@ -6,9 +6,6 @@ trunk, and the checkpoint's own head, cut down to its most important components 
 
 import copy
 import dataclasses
-import shlex
-import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +17,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fer import dataset
-from fer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fer.config import Config, ConvertConfig, HeadTraining, ModelConfig, RankConfig, command_line
+from fer.checkpoint import Checkpoint, load_checkpoint
+from fer.config import Config, ConvertConfig, HeadTraining, ModelConfig, RankConfig
 from fer.curve import RANKS, RankCurve, RankPoint
 from fer.errors import ConfigError
-from fer.evaluation import finish
+from fer.evaluation import write_derived
 from fer.heads import HeadData, as_linear, fit_linear, head_data, head_logits, shares_right, train_head, with_head
 from fer.models import TRL_HEADS, create_head, parameter_count
 from fer.trl import TensorRegressionLayer
@@ -195,13 +192,7 @@ def _write(
     """A whole checkpoint with another head: weights, temperature, figures, plots and card."""
     config = Config(f"{checkpoint.name}-{suffix}", model, checkpoint.config.training)
     network = with_head(checkpoint.model, head, model)
-    save_checkpoint(folder, network, config, temperature=checkpoint.temperature)
-    if (curves := checkpoint.folder / "curves.png").is_file():  # of the training that made the trunk
-        shutil.copy(curves, folder / curves.name)
-    finish(folder, data)
-    card = folder / "README.md"
-    made = f"{command_line(checkpoint.config)}\n{shlex.join(['fer', *sys.argv[1:]])}"
-    card.write_text(card.read_text(encoding="utf-8").replace(command_line(config), made), encoding="utf-8")
+    write_derived(folder, network, config, checkpoint, data)
 
 
 def _render(curve: RankCurve, config: RankConfig, chosen: RankPoint | None) -> Table:
