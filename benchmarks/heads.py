@@ -55,6 +55,9 @@ from fer.robustness import CORRUPTIONS, SEVERITIES, attack, corrupt, subset
 SEARCH_SEED = 1000
 ATTACKS = {f"{name}{e}": (e / 255, steps) for name, steps in (("fgsm", 1), ("pgd", 10)) for e in (2, 4)}
 
+#: Of the table's columns, where a file's column has another name.
+TITLES = {"leak_free_accuracy": "leak-free", "macro_f1": "macro-F1", "ece": "ECE", "head_us": "µs a face"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(HeadTraining):
@@ -339,7 +342,7 @@ def render(options: Options) -> tuple[list[str], list[list[str]]]:
         cells.append(f"{int(parameters[group]):,}")
         cells.append(str(len(values.get("accuracy", []))))
         table.append(cells + [spread(values.get(name, []), name) for name in figures])
-    return ["grid", "head", "rank", "dropout", "parameters", "seeds", *figures], table
+    return ["grid", "head", "rank", "dropout", "parameters", "seeds", *(TITLES.get(f, f) for f in figures)], table
 
 
 def spread(values: list[float], name: str) -> str:

@@ -90,24 +90,24 @@ def main(options: Options) -> None:
     near = (correlation >= options.correlation) & ~faces.leaked
     groups = {
         "all": np.ones(len(faces), bool),
-        "pixel-identical copy in Training": faces.leaked,
-        "the same photograph in Training": near,
+        "identical pixels": faces.leaked,
+        "same photograph": near,
         "neither": ~near & ~faces.leaked,
     }
     agree = train.labels[twin] == faces.labels
     table = Table(box=box.MARKDOWN)
-    for column in (options.split, "images", "its label there", *options.checkpoints):
-        table.add_column(column, justify="left" if column == options.split else "right")
+    for column in (f"{options.split}, in Training", "images", "same label there", *options.checkpoints):
+        table.add_column(column, justify="left" if column.endswith("Training") else "right")
     rights = []
     for name in options.checkpoints:
         found = load_checkpoint(name)
         logits = predict_logits(found.model, faces.images, found.preprocessing, tta=options.tta, progress=name)
         rights.append(logits.argmax(1) == faces.labels)
     for name, chosen in groups.items():
-        shares = [agree if name.endswith("Training") else None, *rights]
+        shares = [agree if name not in ("all", "neither") else None, *rights]
         cells = ["" if s is None or not chosen.any() else f"{100 * s[chosen].mean():.1f}" for s in shares]
         table.add_row(name, f"{chosen.sum():,}", *cells)
-    Console(width=120).print(table)
+    Console(width=1000).print(table)
     if options.picture:
         shown = np.flatnonzero(near)[np.argsort(correlation[near])][:96]
         if len(shown):
