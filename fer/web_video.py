@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from html import escape
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from fer.config import TrackingConfig
@@ -59,21 +60,30 @@ def video_tab(recognizer: EmotionRecognizer, config: TrackingConfig, uploads: Pa
         config: how faces are followed.
         uploads: the folder of uploaded files; no other file is read.
     """
+    # Not Gradio's `cancels`: it stops the work and answers the click at once, and a late progress may win.
+    cancelled: dict[str | None, Event] = {}  # of each session whose video is being analysed
 
-    def analyse(upload: dict[str, Any] | None) -> Iterator[Page]:
+    def analyse(upload: dict[str, Any] | None, request: gr.Request) -> Iterator[Page]:
         if upload is None:
             yield _page(status(_HINT))
             return
         path = Path(upload["path"]).resolve()
+        stop = cancelled[request.session_hash] = Event()
         try:
             if not path.is_relative_to(uploads):
                 raise CameraError("the video was not uploaded")
-            # Gradio closes this generator when the visitor cancels or leaves: then files are closed and deleted.
+            # Gradio closes this generator when the visitor leaves: then files are closed and deleted.
             with VideoFile(path) as film, tempfile.TemporaryDirectory(prefix="fer-video-") as folder:
-                yield from _analyse(recognizer, config, film, Path(folder))
+                yield from _analyse(recognizer, config, film, Path(folder), stop)
         except FerError as error:
             message = str(error).replace(str(path), upload.get("orig_name") or "the video")
             yield _page(status(message, failed=True))
+        finally:
+            cancelled.pop(request.session_hash, None)
+
+    def stop_analysing(request: gr.Request) -> None:
+        if (stop := cancelled.get(request.session_hash)) is not None:
+            stop.set()
 
     with gr.Tab("Video"):
         gr.Markdown(_LIMITS)
@@ -103,7 +113,7 @@ def video_tab(recognizer: EmotionRecognizer, config: TrackingConfig, uploads: Pa
             buttons=["download", "fullscreen"],
         )
         outputs = [state, annotated, plot, table, start, cancel]
-        run = start.click(
+        start.click(
             analyse,
             chosen,
             outputs,
@@ -112,18 +122,11 @@ def video_tab(recognizer: EmotionRecognizer, config: TrackingConfig, uploads: Pa
             show_progress_on=state,
             api_visibility="private",
         )
-        cancel.click(
-            lambda: _page(status("Cancelled.")),
-            None,
-            outputs,
-            cancels=run,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        cancel.click(stop_analysing, show_progress="hidden", queue=False, api_visibility="private")
 
 
 def _analyse(
-    recognizer: EmotionRecognizer, config: TrackingConfig, film: VideoFile, folder: Path
+    recognizer: EmotionRecognizer, config: TrackingConfig, film: VideoFile, folder: Path, stop: Event
 ) -> Generator[Page, None, None]:
     video, csv, plot = folder / "faces.mp4", folder / "faces.csv", folder / "timeline.png"
     timeline, trouble = Timeline(), ""
@@ -133,6 +136,8 @@ def _analyse(
     try:
         with closing(results):
             for image, result in results:
+                if stop.is_set():
+                    break
                 timeline.add(result, image)
                 if (now := time.monotonic()) - told >= REPORT:
                     told = now
@@ -141,6 +146,9 @@ def _analyse(
         if not timeline.end:
             raise
         trouble = str(error).replace(film.name, "The video")
+    if stop.is_set():
+        yield _page(status("Cancelled."))
+        return
     if timeline.end >= LIMIT:
         trouble = f"Only the first {LIMIT // 60} minutes were analysed."
     timeline.plot(plot)

@@ -49,8 +49,13 @@ class Page:
         assert last["success"]
         return list(last["output"]["data"])
 
-    def cancel(self, request: Message) -> None:
+    def leave(self, request: Message) -> None:
         post(f"{self.address}/cancel", json=request).raise_for_status()
+
+    def cancel(self, request: Message) -> None:
+        """Press the button."""
+        event = {"fn_index": self.functions["stop_analysing"], "session_hash": request["session_hash"], "data": []}
+        post(f"{self.address}/run/predict", json=event).raise_for_status()
 
     def fetch(self, data: dict[str, Any], file: Path) -> Path:
         file.write_bytes(get(f"{self.address}/file={data['path']}").raise_for_status().content)
@@ -103,7 +108,7 @@ def test_files_of_the_server_stay_private(page: Page, film: Path) -> None:
     """Gradio refuses this kind of file by itself; the tab does not rely on it."""
     stolen = {"path": str(film), "orig_name": "film.mp4", "meta": META}
     assert not page.press(answer, stolen)["success"]
-    ((said, video, *_),) = page.app.fns[page.functions["analyse"]].fn(stolen)
+    ((said, video, *_),) = page.app.fns[page.functions["analyse"]].fn(stolen, gr.Request(session_hash="thief"))
     assert "was not uploaded" in said
     assert video is None
 
@@ -144,12 +149,16 @@ def test_one_at_a_time_and_who_leaves_or_cancels_frees_the_files_and_the_place(p
         with page.analysing(upload) as (request, waiting):
             assert next(waiting)["msg"] == "estimation"
             assert len(list(page.work.iterdir())) == 1
-            page.cancel(request)
+            page.leave(request)
         assert len(list(page.work.iterdir())) == 1
     page.wait(at_work=False)  # the first visitor has left
     with page.analysing(upload) as (request, events):
         page.wait(at_work=True)
         page.cancel(request)
+        told = [next(events)]
+        while told[-1]["msg"] != "process_completed":
+            told.append(next(events))
+        assert "Cancelled." in json.dumps(told[-2:])  # nothing is told after it
         page.wait(at_work=False)
 
 
