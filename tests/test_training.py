@@ -466,6 +466,15 @@ def test_other_settings_are_not_taken_for_the_same_run(ended, tmp_path):
         fit(again(ended, output=str(tmp_path / "nowhere")))
 
 
+def test_a_run_of_another_version_is_named(ended, tmp_path):
+    """Else resuming after an upgrade that changed the network would end in a page of tensor names."""
+    state = torch.load(ended.run_folder / "state.pt", weights_only=True)
+    state["model"]["trunk.0.weight"] = torch.zeros(7, 1, 3, 3)
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(ConfigError, match=r"state\.pt is of another architecture than guide-cnn is in this version"):
+        fit(again(ended, output=str(tmp_path)))
+
+
 def test_an_ended_run_resumes_to_its_end(ended):
     """Else finishing a run that was killed in its last evaluation would train further, or fail."""
     before = (ended.run_folder / "log.csv").read_bytes()
