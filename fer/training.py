@@ -379,8 +379,8 @@ class Run:
             self.trained.load_state_dict(state["model"])
         except RuntimeError as error:  # the settings are the same, but the name now stands for another network
             raise ConfigError(
-                f"{self.state_file} is of another architecture than {self.config.model.trunk} is in this version of fer; "
-                "go on with the version that began it, or start anew in another --output"
+                f"{self.state_file} is of another architecture than {self.config.model.trunk} is in this version;"
+                " go on with the version that began it, or start anew in another --output"
             ) from error
         if self.average is not None:
             self.average.load_state_dict(state["average"])
