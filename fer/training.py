@@ -548,6 +548,7 @@ def plot_curves(log: Sequence[Row], file: Path) -> None:
         for split, style in (("train", "--"), ("val", "-")):
             axis.plot(epochs, [row[f"{split}_{quantity}"] for row in log], style, label=split)
         axis.set(xlabel="epoch", ylabel=quantity)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     right.plot(epochs, [row["leak_free_accuracy"] for row in log], ":", label="val, leak-free")
     left.legend()
