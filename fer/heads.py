@@ -105,7 +105,7 @@ def train_head(
         raise ConfigError(f"batch size {config.batch_size} is larger than the {len(data.chosen)} training images")
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.lr, total_steps=config.epochs * steps, pct_start=0.1, cycle_momentum=False
     )
@@ -131,8 +131,8 @@ def head_logits(head: nn.Module, views: Sequence[Features]) -> NDArray[np.float3
     device = next(head.parameters()).device
 
     def logits(features: Features) -> NDArray[np.float32]:
-        parts = (torch.from_numpy(features[i : i + BATCH].astype(np.float32)) for i in range(0, len(features), BATCH))
-        return np.concatenate([head(part.to(device)).float().cpu().numpy() for part in parts])
+        parts = (torch.tensor(features[i : i + BATCH]).to(device).float() for i in range(0, len(features), BATCH))
+        return np.concatenate([head(part).float().cpu().numpy() for part in parts])
 
     return np.asarray(np.mean([logits(view) for view in views], axis=0), np.float32)
 
