@@ -13,14 +13,17 @@ split that the table is about, so all its figures are optimistic alike.
 
 Grid 3 is the trunk's output, 512x3x3 for vgg16-cp-trl. Grid 6 is the same trunk with the stride of its last pooling
 taken out and the convolutions after it dilated by two (a trous, as in DeepLab): at its even positions it computes just
-what it computed before, so that every head on 3x3 is also one on 6x6, without any training of the trunk.
+what it computed before, so that every head on 3x3 is also one on 6x6, without any training of the trunk, and that the
+features of the small grid are taken from the large where both are wanted.
 
 The trunk was trained with the head that its checkpoint has: a head of that kind may find it a little easier.
 
 Whatever is finished is a row of a CSV file under --output and is not computed again; heads are kept beside it, so that
 attacks can be run on them later. Corruptions are of all of PublicTest, at three severities, averaged; attacks are of
 --attack-images of it, the same for all heads, on pixels, through trunk and head, and the accuracy of the same images
-without attack stands beside them.
+without attack stands beside them. An image counts as right under an attack only if it is so without one too, and under
+the attack's weaker forms: the same method within a smaller distance, and for PGD also FGSM. So nothing is spent on what
+has already fallen.
 """
 
 import copy
@@ -29,6 +32,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any, Literal, get_args
@@ -53,7 +57,16 @@ from fer.models import TRL_HEADS, EmotionModel, create_head, parameter_count
 from fer.robustness import CORRUPTIONS, SEVERITIES, attack, corrupt, subset
 
 SEARCH_SEED = 1000
-ATTACKS = {f"{name}{e}": (e / 255, steps) for name, steps in (("fgsm", 1), ("pgd", 10)) for e in (2, 4)}
+#: What a learning rate is searched for.
+SEARCHED = ("trunk", "grid", "budget", "head", "rank")
+
+#: Distance, steps, and the weaker ones, under which an image must have stood, of each attack.
+ATTACKS = {
+    "fgsm2": (2 / 255, 1, ("clean",)),
+    "fgsm4": (4 / 255, 1, ("fgsm2",)),
+    "pgd2": (2 / 255, 10, ("fgsm2",)),
+    "pgd4": (4 / 255, 10, ("fgsm4", "pgd2")),
+}
 
 #: Of the table's columns, where a file's column has another name.
 TITLES = {"leak_free_accuracy": "leak-free", "macro_f1": "macro-F1", "ece": "ECE", "head_us": "µs a face"}
@@ -75,7 +88,7 @@ class Options(HeadTraining):
     """one head each"""
     grids: tuple[Literal[3, 6], ...] = (3, 6)
     """3: the trunk's output as it is; 6: with the last pooling's stride taken out"""
-    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     """learning rates to choose from"""
     corruptions: bool = True
     """measure accuracy under corruptions too"""
@@ -137,7 +150,6 @@ class Results:
 
     def add(self, cell: Cell, **values: Any) -> dict[str, str]:
         row = {name: str(value) for name, value in (dataclasses.asdict(cell) | values).items()}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         new = not self.rows
         with self.file.open("a", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, row, lineterminator="\n")
@@ -153,8 +165,15 @@ class Bench:
 
     def __init__(self, options: Options, checkpoint: Checkpoint, data: dataset.Dataset, grid: int) -> None:
         self.options, self.checkpoint, self.data, self.grid = options, checkpoint, data, grid
-        self.model = checkpoint.model if grid == 3 else without_last_stride(checkpoint.model)
-        self.features: HeadData = head_data(self.model, data, options, checkpoint.config.training, options.tta)
+        # what the heads sit on, and what computes the features for it
+        self.model, self.source = checkpoint.model, checkpoint.model
+        if 6 in options.grids:
+            self.source = without_last_stride(checkpoint.model)
+            if grid == 6:
+                self.model = self.source
+        features = head_data(self.source, data, options, checkpoint.config.training, options.tta)
+        views, val = ([self.on_grid(view) for view in kept] for kept in (features.views, features.val))
+        self.features: HeadData = dataclasses.replace(features, views=views, val=val)
         self.shape = self.model.trunk_shape()
         # the trunk's weights, however the checkpoint is called
         self.digest = f"{checkpoint.name} {feature_file(checkpoint.model, '').stem[-8:]}"
@@ -166,6 +185,10 @@ class Bench:
         self.trained = Results(options.output / "heads.csv")
         self.corrupted = Results(options.output / "corruptions.csv")
         self.attacked = Results(options.output / f"attacks-{options.attack_images}.csv")
+
+    def on_grid(self, features: NDArray[np.float16]) -> NDArray[np.float16]:
+        """(N, C, H, W) of the model, from those of the source."""
+        return features if self.source is self.model else np.ascontiguousarray(features[..., ::2, ::2])
 
     def run(self) -> None:
         for head, rank, dropout in variants(self.options):
@@ -235,31 +258,45 @@ class Bench:
     def probabilities(self, head: nn.Module) -> NDArray[np.float32]:
         return softmax(head_logits(head, self.features.val))
 
-    def under_corruptions(self, head: nn.Module) -> dict[str, float]:
-        val = self.data.split("val")
-        shares: dict[str, float] = {}
+    @cached_property
+    def corrupted_features(self) -> dict[str, list[NDArray[np.float16]]]:
+        """Of PublicTest under each corruption at each severity."""
+        features: dict[str, list[NDArray[np.float16]]] = {}
         for name in CORRUPTIONS:
-            right = []
             for severity in SEVERITIES:
-                faces = corrupt(val.images, name, severity)
+                faces = corrupt(self.data.split("val").images, name, severity)
                 key = f"{self.data.digest} fp32 val {hashlib.sha256(faces.tobytes()).hexdigest()}"
-                logits = head_logits(head, [trunk_features(self.model, faces, key)])
-                right.append(float((logits.argmax(1) == val.labels).mean()))
-            shares[name] = mean(right)
-        return shares
+                features.setdefault(name, []).append(self.on_grid(trunk_features(self.source, faces, key)))
+        return features
+
+    def under_corruptions(self, head: nn.Module) -> dict[str, float]:
+        labels = self.features.labels
+        return {
+            name: mean(float((head_logits(head, [part]).argmax(1) == labels).mean()) for part in parts)
+            for name, parts in self.corrupted_features.items()
+        }
 
     def under_attack(self, head: nn.Module) -> dict[str, float]:
         val = self.data.split("val")
         chosen = subset(self.options.attack_images, len(val))
         faces, labels = val.images[chosen], val.labels[chosen]
         network = nn.Sequential(self.model.trunk, head).eval().requires_grad_(False)
-        clean = head_logits(head, [self.features.val[0][chosen]])
-        shares = {"clean": float((clean.argmax(1) == labels).mean())}
-        for name, (epsilon, steps) in ATTACKS.items():
-            preprocessing = self.model.config.preprocessing
-            logits = attack(network, faces, labels, preprocessing, epsilon=epsilon, steps=steps, caption=name)
-            shares[name] = float((logits.argmax(1) == labels).mean())
-        return shares
+        stands = {"clean": head_logits(head, [self.features.val[0][chosen]]).argmax(1) == labels}
+        for name, (epsilon, steps, weaker) in ATTACKS.items():
+            right = np.logical_and.reduce([stands[attacked] for attacked in weaker])
+            if right.any():
+                logits = attack(
+                    network,
+                    faces[right],
+                    labels[right],
+                    self.model.config.preprocessing,
+                    epsilon=epsilon,
+                    steps=steps,
+                    caption=name,
+                )
+                right[right] = logits.argmax(1) == labels[right]
+            stands[name] = right
+        return {name: float(right.mean()) for name, right in stands.items()}
 
 
 def without_last_stride(model: EmotionModel) -> EmotionModel:
@@ -320,12 +357,18 @@ def render(options: Options) -> tuple[list[str], list[list[str]]]:
         *CORRUPTIONS,
         *(["clean", *ATTACKS] if results[f"attacks-{options.attack_images}"].rows else []),
     ]
-    identity = ("trunk", "grid", "budget", "head", "rank", "dropout")
+    best: dict[tuple[str, ...], tuple[float, str]] = {}  # of the learning rates that were searched, should one be added
+    for row in Results(options.output / "search.csv").rows:
+        searched = tuple(row[name] for name in SEARCHED)
+        best[searched] = min(best.get(searched, (float("inf"), "")), (float(row["nll"]), row["lr"]))
+    identity = (*SEARCHED, "dropout")
     groups: dict[tuple[str, ...], dict[str, list[float]]] = {}
     parameters: dict[tuple[str, ...], str] = {}
     for result in results.values():
         for row in result.rows:
             group = tuple(row[name] for name in identity)
+            if best.get(group[:-1], (0, row["lr"]))[1] != row["lr"]:
+                continue
             parameters[group] = row.get("parameters") or parameters.get(group, "")
             for name in figures:
                 if name in row:
@@ -361,6 +404,7 @@ def main(options: Options) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if not options.only_print:
+        options.output.mkdir(parents=True, exist_ok=True)
         checkpoint, data = load_checkpoint(options.trunk, device=options.device), dataset.load(options.data)
         for grid in options.grids:
             Bench(options, checkpoint, data, grid).run()

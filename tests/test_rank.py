@@ -231,14 +231,12 @@ def test_the_benchmark_goes_on_where_it_was_killed(bench, checkpoint, data, tmp_
     files = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     assert load_checkpoint(tmp_path / "exported" / "gap").config.model.head == "gap"
     table = capsys.readouterr().out
-    assert [
-        len(bench.Results(tmp_path / f"{n}.csv").rows) for n in ("search", "heads", "corruptions", "attacks-6")
-    ] == [
-        4,
-        4,
-        4,
-        4,
-    ]
+    results = {n: bench.Results(tmp_path / f"{n}.csv").rows for n in ("search", "heads", "corruptions", "attacks-6")}
+    assert [len(rows) for rows in results.values()] == [4, 4, 4, 4]
+    for row in results["attacks-6"]:
+        stands = {name: float(row[name]) for name in ("clean", *bench.ATTACKS)}
+        for name, (_, _, weaker) in bench.ATTACKS.items():
+            assert all(stands[name] <= stands[other] for other in weaker)
     bench.main(options)
     assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == files
     assert capsys.readouterr().out in table  # without the lines of heads as they were trained
@@ -264,3 +262,22 @@ def test_the_wider_grid_holds_the_narrow_one(bench):
     assert wide.trunk_shape() == broad.shape[1:] == (512, 4, 4)
     torch.testing.assert_close(broad[..., ::2, ::2], narrow)
     assert model.trunk_shape() == (512, 2, 2)
+
+
+def test_both_grids_are_measured_from_one_pass_of_the_trunk(bench, data, tmp_path):
+    """The small grid is cut out of the large; a head on it has to see what the trained trunk gives."""
+    torch.manual_seed(0)
+    config = Config("tiny-vgg16", ModelConfig(head="gap", preprocessing=Preprocessing(size=32)), TrainConfig())
+    save_checkpoint(tmp_path / "tiny-vgg16", create_model(config.model).eval(), config)
+    checkpoint, faces = load_checkpoint(tmp_path / "tiny-vgg16"), dataset.load(data)
+    options = bench.Options(data=str(data), views=1, batch_size=32, limit=32)
+    alone, cut, wide = (
+        bench.Bench(dataclasses.replace(options, grids=grids), checkpoint, faces, grid)
+        for grids, grid in (((3,), 3), ((3, 6), 3), ((3, 6), 6))
+    )
+    assert (cut.shape, wide.shape) == ((512, 2, 2), (512, 4, 4))
+    for kind in ("views", "val"):
+        (expected,), (found,), (whole,) = (getattr(one.features, kind) for one in (alone, cut, wide))
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
+        assert whole.shape == (len(found), *wide.shape)
+    assert (alone.digest, alone.budget) == (cut.digest, cut.budget)  # rows of either belong into one table
