@@ -460,8 +460,6 @@ class ConvertConfig(HeadTraining):
     """probability with which each rank component is dropped in fine-tuning"""
     epochs: int = 2
     """passes of fine-tuning after the conversion; 0 for none"""
-    lr: float = 3e-4
-    """peak learning rate of fine-tuning"""
     write: Path | None = None
     """write the converted checkpoint, before or after fine-tuning, whichever does better, into this folder"""
 
