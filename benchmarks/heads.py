@@ -165,12 +165,9 @@ class Bench:
 
     def __init__(self, options: Options, checkpoint: Checkpoint, data: dataset.Dataset, grid: int) -> None:
         self.options, self.checkpoint, self.data, self.grid = options, checkpoint, data, grid
-        # what the heads sit on, and what computes the features for it
-        self.model, self.source = checkpoint.model, checkpoint.model
-        if 6 in options.grids:
-            self.source = without_last_stride(checkpoint.model)
-            if grid == 6:
-                self.model = self.source
+        # what computes the features, and what the heads sit on: the same, or the trunk whose grid is cut out of it
+        self.source = without_last_stride(checkpoint.model) if 6 in options.grids else checkpoint.model
+        self.model = self.source if grid == 6 else checkpoint.model
         features = head_data(self.source, data, options, checkpoint.config.training, options.tta)
         views, val = ([self.on_grid(view) for view in kept] for kept in (features.views, features.val))
         self.features: HeadData = dataclasses.replace(features, views=views, val=val)
