@@ -58,8 +58,8 @@ def main(
     Args:
         photos: folder or bucket of photographs
         scores: folder or bucket for the Parquet files
-        checkpoint: a shipped checkpoint or a folder that every machine sees
-        runtime: onnx takes what `fer export` wrote and needs no PyTorch
+        checkpoint: a shipped checkpoint, or a folder or .onnx file that every machine sees
+        runtime: onnx takes what `fer export` wrote, int8 too, and needs no PyTorch
         workers: processes, each with a CPU of its own; reading needs one more, else Ray waits for ever
         batch_size: photographs at a time
     """

@@ -14,15 +14,17 @@ from fer.records import FACE_COLUMNS
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnx"])
-def test_ray_scores_photographs_and_names_what_is_none(runtime: str, exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("runtime", "file"), [("torch", ""), ("onnx", "model.onnx")])
+def test_ray_scores_photographs_and_names_what_is_none(
+    runtime: str, file: str, exported: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("a.png", "b.png"):
         Image.fromarray(skimage.data.astronaut()).save(photos / name)
     (photos / "broken.png").write_text("no pixels")
-    options = ["--checkpoint", exported, "--runtime", runtime]
+    options = ["--checkpoint", exported / file, "--runtime", runtime]
     done = subprocess.run(
         [sys.executable, EXAMPLES / "score_with_ray.py", photos, tmp_path / "scores", *options],
         capture_output=True,
