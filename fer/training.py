@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Self
 
 import cv2
@@ -91,6 +92,7 @@ class Run:
             )
         _set_threads(cfg.threads)
         run = cls(config, _accelerator(cfg))
+        run.make_folder()
         if cfg.resume:
             run.resume()
         run.accelerator.wait_for_everyone()
@@ -162,7 +164,7 @@ class Run:
     def start(self, images: NDArray[np.uint8]) -> EmotionModel:
         """The model to train; images (N, 48, 48) show ImageNet's weights what faces are like."""
         model, cfg = create_model(self.config.model), self.config.training
-        if cfg.weights != "none" and not cfg.resume:
+        if cfg.weights != "none" and (cfg.freeze_trunk or not cfg.resume):  # a frozen trunk is not in the state
             _load_weights(model, cfg, images)
         return model
 
@@ -172,10 +174,21 @@ class Run:
         if self.accelerator.is_main_process and not (cfg.resume and file.is_file()):
             with self.accelerator.autocast():
                 answers = teachers_answers(images, cfg, self.accelerator.device.type)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.make_folder()
             np.save(file, answers)
         kept: NDArray[np.float32] = np.load(file)
         return kept
+
+    def make_folder(self) -> None:
+        """Make the run's folder, before hours are spent on what belongs there.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.folder}: {error.strerror}; choose another --output") from error
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
@@ -212,6 +225,12 @@ class Run:
         bar.close()
         rate = seen * accelerator.num_processes / (time.perf_counter() - started)
         sums = accelerator.reduce(torch.stack([loss_sum, hits, torch.full_like(hits, seen)]), reduction="sum")
+        if not sums[0].isfinite():
+            kept = f"{self.folder} keeps the epochs before" if self.epoch else "nothing was kept"
+            raise ConfigError(
+                f"epoch {self.epoch + 1}: the loss is no longer a finite number; {kept}. Lower --lr (or --trunk-lr) "
+                "or set --clip"
+            )
         self.epoch += 1
         if accelerator.is_main_process:
             self._finish_epoch(
@@ -308,7 +327,6 @@ class Run:
     def _finish_epoch(self, row: Row) -> None:
         best = max((r["leak_free_accuracy"] for r in self.log), default=-1.0)
         self.log.append(row)
-        self.folder.mkdir(parents=True, exist_ok=True)
         if row["leak_free_accuracy"] > best:
             save_checkpoint(self.folder / "checkpoint", self._best_model(), self.config)
         self._write_log()
@@ -362,9 +380,12 @@ class Run:
         """Take up the state of the last whole epoch.
 
         Raises:
-            ConfigError: it belongs to other settings or other data.
+            ConfigError: it belongs to other settings or other data, or is damaged.
         """
-        state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+            raise ConfigError(f"{self.state_file} is damaged or no state; start anew in another --output") from error
         before = _essentials(state["config"], state["processes"])
         now = _essentials(to_dict(self.config), self.accelerator.num_processes)
         changed = [f"{k} was {before.get(k)}, not {v}" for k, v in now.items() if before.get(k) != v]

@@ -466,6 +466,43 @@ def test_other_settings_are_not_taken_for_the_same_run(ended, tmp_path):
         fit(again(ended, output=str(tmp_path / "nowhere")))
 
 
+def test_a_resumed_run_keeps_the_trunk_that_it_was_given(data, tmp_path):
+    """Else --resume of a run on a frozen trunk would go on with a random one, without a word."""
+    start = fit(settings("guide-cnn", data, tmp_path / "start", seed=7, epochs=1, half=False))
+    changes = {"weights": str(start), "freeze_trunk": True, "rank": 20, "half": False, "epochs": 3}
+    broken = settings("guide-cnn", data, tmp_path / "broken", **changes)
+    run = Run.open(broken)
+    run.train_epoch()
+    run.close()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folders = fit(again(broken)), fit(settings("guide-cnn", data, tmp_path / "whole", **changes))
+    resumed, whole = (load_checkpoint(folder).model for folder in folders)
+    assert same(resumed.trunk.state_dict(), load_checkpoint(start).model.trunk.state_dict())
+    assert same(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", b"PK\x03\x04 half a zip"])
+def test_a_damaged_state_is_named(ended, content, tmp_path):
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"state\.pt is damaged or no state; start anew"):
+        fit(again(ended, output=str(tmp_path)))
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_the_first_epoch(data, tmp_path):
+    """Else an epoch would be trained and lost."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"cannot write to .*file: File exists; choose another --output"):
+        Run.open(settings("guide-cnn", data, tmp_path / "file"))
+
+
+def test_a_run_that_diverges_says_so_and_keeps_what_there_was(data, tmp_path):
+    """Else weights that are not numbers would be kept as the best."""
+    wild = {"optimizer": "sgd", "lr": 1e30, "clip": 0.0, "ema": 0.0}
+    with pytest.raises(ConfigError, match=r"epoch 1: the loss is no longer a finite number; nothing was kept\. Lower"):
+        fit(settings("guide-cnn", data, tmp_path / "run", **wild))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 def test_a_run_of_another_version_is_named(ended, tmp_path):
     """Else resuming after an upgrade that changed the network would end in a page of tensor names."""
     state = torch.load(ended.run_folder / "state.pt", weights_only=True)
@@ -531,7 +568,7 @@ def test_two_processes_reach_what_one_reaches(data, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, err
     assert out.count("epoch   2") == 1  # one process speaks for both
-    assert "guide-cnn on FER2013 val" in out
+    assert f"guide-cnn on {data.name} val" in out
 
     one, two = (torch.load(config.run_folder / "state.pt", weights_only=True) for config in (alone, pair))
     assert (one["processes"], two["processes"]) == (1, 2)
