@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -77,7 +77,7 @@ def predict_with(
     faces, images = 0, 0
     results = recognizer.analyze_many(sources, batch_size=batch_size)
     bar = tqdm(zip(sources, results, strict=True), total=len(sources), unit="img", disable=None, leave=False)
-    with _writer(out) as write:
+    with _writer(out if sources else None) as write:
         for file, predictions in bar:
             if isinstance(predictions, ImageError):
                 fail(str(predictions))
@@ -89,7 +89,7 @@ def predict_with(
             if annotate:
                 try:
                     _annotate(file, predictions, targets[file])
-                except (OSError, ImageError) as error:
+                except (OSError, ValueError, ImageError) as error:  # ValueError: too large for the format
                     fail(f"cannot write {targets[file]}: {error}")
     console = Console()
     if table.row_count:
@@ -129,6 +129,8 @@ def _check(paths: Sequence[Path], out: Path | None, annotate: Path | None, batch
         raise ConfigError("give at least one image or folder")
     if out and out.suffix.lower() not in (".csv", ".jsonl"):
         raise ConfigError(f"--out must end in .csv or .jsonl, not {out}")
+    if out and out.is_dir():
+        raise ConfigError(f"--out must name a file; {out} is a folder")
     if annotate and annotate.exists() and not annotate.is_dir():
         raise ConfigError(f"--annotate must name a folder; {annotate} is a file")
     if annotate and annotate.resolve() in {path.resolve() for path in paths if path.is_dir()}:
@@ -184,22 +186,34 @@ def _annotate(file: Path, predictions: Sequence[FacePrediction], target: Path) -
 
 @contextmanager
 def _writer(out: Path | None) -> Iterator[Callable[[Record], Any]]:
-    """What writes a record to the file, if one is wanted. Names that are not UTF-8 keep their bytes in CSV."""
+    """What writes a record to the file, if one is wanted. Names that are not UTF-8 keep their bytes in CSV.
+
+    The rows get the file's name when they are all there; until then an older file of that name stays.
+    """
     if out is None:
         yield lambda _: None
         return
+    part = out.with_stem(f"{out.stem}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        stream = out.open("w", encoding="utf-8", newline="", errors="surrogateescape")
+        stream = part.open("w", encoding="utf-8", newline="", errors="surrogateescape")
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}") from error
-    with stream:
-        if out.suffix.lower() == ".csv":
-            rows = csv.DictWriter(stream, COLUMNS)
-            rows.writeheader()
-            yield rows.writerow
-        else:
-            yield lambda values: stream.write(json.dumps(values) + "\n")
+    try:
+        with stream:
+            yield _row_writer(stream, out.suffix)
+    except BaseException:
+        tqdm.write(f"fer: what was done until then is in {part}", file=sys.stderr)
+        raise
+    part.replace(out)
+
+
+def _row_writer(stream: IO[str], suffix: str) -> Callable[[Record], Any]:
+    if suffix.lower() == ".csv":
+        rows = csv.DictWriter(stream, COLUMNS)
+        rows.writeheader()
+        return rows.writerow
+    return lambda values: stream.write(json.dumps(values) + "\n")
 
 
 def _table() -> Table:

@@ -5,7 +5,9 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ from PIL import Image
 
 from fer.config import PredictConfig
 from fer.emotions import EMOTIONS
-from fer.errors import CheckpointError, ConfigError
+from fer.errors import CheckpointError, ConfigError, ImageError
 from fer.predict import COLUMNS, predict, predict_with
-from fer.recognizer import EmotionRecognizer
+from fer.recognizer import EmotionRecognizer, FacePrediction
 
 PHOTO = skimage.data.astronaut()
 
@@ -107,7 +109,7 @@ def test_a_folder_without_images_is_reported(
     (tmp_path / "empty").mkdir()
     assert predict_with(recognizer, [tmp_path / "empty"], out=tmp_path / "r.csv") == 1
     assert "there is no image in" in capsys.readouterr().err
-    assert (tmp_path / "r.csv").read_text().strip() == ",".join(COLUMNS)
+    assert not (tmp_path / "r.csv").exists()
 
 
 def test_annotated_copies(recognizer: EmotionRecognizer, photos: Path, tmp_path: Path) -> None:
@@ -136,6 +138,16 @@ def test_annotated_copies_never_replace_inputs_or_one_another(recognizer: Emotio
     assert len(after) == len(before) + len(files)
     with pytest.raises(ConfigError, match="another folder"):
         predict_with(recognizer, [tmp_path / "one"], annotate=tmp_path / "one")
+
+
+def test_a_copy_that_its_format_cannot_hold_is_reported(
+    recognizer: EmotionRecognizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else one wide picture would end a folder of thousands."""
+    Image.fromarray(np.zeros((20, 17_000, 3), np.uint8)).save(tmp_path / "wide.png")
+    (tmp_path / "wide.png").rename(tmp_path / "wide.webp")  # WebP goes to 16,383 pixels
+    assert predict_with(recognizer, [tmp_path / "wide.webp"], annotate=tmp_path / "copies") == 1
+    assert "cannot write" in capsys.readouterr().err
 
 
 def test_copies_inside_the_folder_are_not_taken_for_images(
@@ -175,16 +187,43 @@ def test_names_that_are_not_utf8(recognizer: EmotionRecognizer, tmp_path: Path) 
         ({"batch_size": 0}, "batch size"),
         ({"annotate": "photos/rocket.gif"}, "must name a folder"),
         ({"out": "photos/rocket.gif/r.csv"}, "cannot write"),
+        ({"out": "folder.csv"}, "must name a file"),
     ],
 )
 def test_settings_are_checked_before_any_work(
     recognizer: EmotionRecognizer, photos: Path, options: dict[str, object], message: str
 ) -> None:
+    (photos.parent / "folder.csv").mkdir()
     options = {key: photos.parent / value if isinstance(value, str) else value for key, value in options.items()}
     with pytest.raises(ConfigError, match=message):
         predict_with(recognizer, [photos], **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="at least one image"):
         predict_with(recognizer, [])
+
+
+def test_an_older_result_stays_until_the_new_one_is_whole(
+    recognizer: EmotionRecognizer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a mistyped name or Ctrl+C would cost an earlier run."""
+    out, part = tmp_path / "new" / "faces.csv", tmp_path / "new" / "faces.part.csv"
+    out.parent.mkdir()
+    out.write_text("an earlier run")
+    assert predict_with(recognizer, [tmp_path / "phtos"], out=out) == 1
+    assert list(out.parent.iterdir()) == [out]
+
+    class Interrupted(EmotionRecognizer):
+        def analyze_many(self, *arguments: Any, **options: Any) -> Iterator[list[FacePrediction] | ImageError]:
+            yield next(super().analyze_many(*arguments, **options))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_with(Interrupted(recognizer.checkpoint, recognizer.detector), [photos], out=out)
+    assert out.read_text() == "an earlier run"
+    assert len(part.read_text().splitlines()) == 3  # the header and two faces
+    assert str(part) in capsys.readouterr().err
+    assert predict_with(recognizer, [photos], out=out) == 1  # one of them is no image
+    assert len(out.read_text().splitlines()) == 6
+    assert not part.exists()
 
 
 def test_predict_loads_by_name(checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
