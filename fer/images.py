@@ -36,6 +36,9 @@ SUFFIXES = frozenset({
     ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })  # fmt: skip
 
+#: Pillow hands these to Ghostscript, whatever the file is called: not for what strangers send.
+_UNSAFE = {"EPS"}
+
 #: Pillow warns or fails above its own limit, a global; ours is checked below, so the global is lifted while we open.
 _opening = threading.Lock()
 
@@ -104,7 +107,8 @@ def _open(stream: Any) -> "Image.Image":
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(stream)
+            Image.init()
+            return Image.open(stream, formats=[name for name in Image.ID if name not in _UNSAFE])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

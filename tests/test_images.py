@@ -170,6 +170,12 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         read_image(None)  # type: ignore[arg-type]
 
 
+def test_postscript_is_not_handed_to_ghostscript() -> None:
+    """Else whoever may upload a picture could have a program run on it."""
+    with pytest.raises(ImageError, match="not an image of a known format"):
+        read_image(encode(Image.fromarray(PHOTO), "EPS"))
+
+
 def test_large_images_are_read_and_huge_ones_refused() -> None:
     """Pillow warns above 89 million pixels, and warnings are errors here; a panorama is no attack."""
     limit = Image.MAX_IMAGE_PIXELS
