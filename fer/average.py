@@ -16,8 +16,7 @@ from fer.checkpoint import Checkpoint, load_checkpoint
 from fer.config import AverageConfig, ModelConfig
 from fer.dataset import load
 from fer.errors import ConfigError
-from fer.evaluation import write_derived
-from fer.shelf import CONFIG
+from fer.evaluation import check_derivable, write_derived
 
 __all__ = ["average"]
 
@@ -34,13 +33,12 @@ def average(names: Sequence[str], config: AverageConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
-        ConfigError: fewer than two are given, they are different networks, or the folder holds a checkpoint.
-        DatasetError: the data is missing or malformed.
+        ConfigError: fewer than two are given, they are different networks or of other data, or the folder holds a
+            checkpoint.
+        DatasetError: the data is missing, malformed or incomplete.
     """
     if len(names) < 2:
         raise ConfigError("give at least two checkpoints to average")
-    if (config.write / CONFIG).exists():
-        raise ConfigError(f"{config.write} holds a checkpoint already: choose another folder to --write")
     checkpoints = [load_checkpoint(name, device=config.device) for name in names]
     first = checkpoints[0]
     for other in checkpoints[1:]:
@@ -50,8 +48,9 @@ def average(names: Sequence[str], config: AverageConfig) -> dict[str, Any]:
                 f"{_network(other)}, not {_network(first)}"
             )
     data = load(config.data)
+    check_derivable(config.write, first, data)
     first.model.load_state_dict(_mean([c.model.state_dict() for c in checkpoints]))
-    return write_derived(config.write, first.model, first.config, first, data)
+    return write_derived(config.write, first.model, first.config, first, data, device=config.device)
 
 
 def _network(checkpoint: Checkpoint) -> ModelConfig:

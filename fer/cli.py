@@ -64,7 +64,7 @@ def train(config: Config) -> int:
 
     folder = fit(config)
     if folder is not None:  # else another process of this run does the rest
-        Console().print(render(finish(folder, dataset.load(config.training.data))))
+        Console().print(render(finish(folder, dataset.load(config.training.data), device=config.training.device)))
         print(folder)
     return 0
 

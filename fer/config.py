@@ -192,7 +192,7 @@ class TrainConfig:
     workers: int = 1
     """processes that prepare batches; 0 prepares them in the training process"""
     tta: TestTimeAugmentation = "flip"
-    """views averaged in each epoch's validation"""
+    """views averaged in each epoch's validation (with freeze_trunk only at the end) and for the temperature"""
     limit: int = 0
     """train on the first so many images only, for trials; 0 for all"""
     half: bool = True
@@ -432,8 +432,8 @@ class RankConfig(HeadTraining):
     retrain: bool = True
     """train a head at each rank; --no-retrain only cuts the checkpoint's own head"""
     importance: Literal["scores", "norm"] = "scores"
-    """which components stay when a cp-trl head is cut down: those that its scores need most, or those of the largest
-    norm"""
+    """by what the checkpoint's own head is cut down: by what its scores need, on training images, or by its weights
+    alone (of cp-trl the components of the largest norm)"""
     output: Path | None = None
     """folder for ranks.json and ranks.png; runs/rank-NAME by default"""
     publish: bool = False

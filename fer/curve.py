@@ -51,6 +51,7 @@ class RankCurve:
         full_accuracy: the checkpoint's own accuracy, 0..1.
         full_leak_free: the same without the images that have a copy in Training.
         ranks: the points, by rank.
+        data: what they were measured on, its val.
     """
 
     checkpoint: str
@@ -59,6 +60,7 @@ class RankCurve:
     full_accuracy: float
     full_leak_free: float
     ranks: tuple[RankPoint, ...]
+    data: str = "FER2013"
 
     def smallest(self, loss: float) -> RankPoint | None:
         """The lowest rank below the checkpoint's own that costs no more than ``loss`` percentage points, if any does.
@@ -73,6 +75,7 @@ class RankCurve:
         record = {
             "checkpoint": self.checkpoint,
             "n": self.n,
+            "data": self.data,
             "split": "val",
             "full": {
                 "rank": self.full_rank,
@@ -97,7 +100,13 @@ class RankCurve:
             full = record["full"]
             points = tuple(RankPoint(**point) for point in record["ranks"])
             return cls(
-                record["checkpoint"], record["n"], full["rank"], full["accuracy"], full["leak_free_accuracy"], points
+                record["checkpoint"],
+                record["n"],
+                full["rank"],
+                full["accuracy"],
+                full["leak_free_accuracy"],
+                points,
+                record["data"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"cannot read {file}: {error}; write it again with fer rank") from error

@@ -17,7 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, get_args
@@ -142,7 +142,7 @@ class Dataset:
     """Splits of faces.
 
     Attributes:
-        name: ``FER2013`` or ``synthetic``.
+        name: ``FER2013`` where each split has as many images as released, ``synthetic``, or the file's or folder's.
         digest: SHA-256, hex, of all images and labels, the same however they were packed.
         splits: those that are there, in the order train, val, test.
     """
@@ -221,12 +221,10 @@ def load(path: str | Path, *, cache: Path | None = None) -> Dataset:
             _write_cache(file, dataset)
     except OSError as error:
         raise DatasetError(f"{source} cannot be read: {error}. Check its permissions and the disk") from error
-    for name, split in dataset.splits.items():
-        if len(split) != OFFICIAL_SIZES[name]:  # a file cut off between two rows looks like a whole one
-            log.warning(
-                "%s: %s has %d images; FER2013 as released has %d", source, name, len(split), OFFICIAL_SIZES[name]
-            )
-    return dataset
+    others = {name: len(split) for name, split in dataset.splits.items() if len(split) != OFFICIAL_SIZES[name]}
+    for name, images in others.items():  # a file cut off between two rows looks like a whole one
+        log.warning("%s: %s has %d images; FER2013 as released has %d", source, name, images, OFFICIAL_SIZES[name])
+    return replace(dataset, name=source.resolve().name) if others else dataset
 
 
 def _synthetic() -> Dataset:
@@ -474,6 +472,8 @@ def _read_folders(folder: Path) -> Dataset:
         raise DatasetError(f"{folder} has no images. {HOW_TO_GET}")
     from PIL import Image  # the cache folder is wanted where Pillow is not
 
+    from fer.images import read_image
+
     images = np.empty((len(found), SIDE, SIDE), np.uint8)
     for i, (file, _, _) in enumerate(found):
         try:
@@ -481,7 +481,8 @@ def _read_folders(folder: Path) -> Dataset:
                 if image.size != (SIDE, SIDE):
                     width, height = image.size
                     raise DatasetError(f"{file}: {width}x{height} pixels instead of {SIDE}x{SIDE}. {DAMAGED}")
-                images[i] = np.asarray(image.convert("L"))
+                deep = image.mode.startswith(("I", "F"))  # which Pillow would cut off at 255
+                images[i] = read_image(image)[..., 0] if deep else np.asarray(image.convert("L"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises them all
             raise DatasetError(f"{file} is not a readable image ({error}). {DAMAGED}") from error
     return _assemble("FER2013", images, np.array([int(e) for _, _, e in found]), np.array([s for _, s, _ in found]))
@@ -571,8 +572,11 @@ def download(target: Path) -> Path:
     except Exception as error:  # kagglehub's own kinds have no common base, and requests' come through too
         reason = " ".join(str(error).split())
         log.warning("Kaggle did not give the competition's CSV (%s); trying the image folder %s", reason, IMAGE_DATASET)
+    if (folder := target / "fer2013").is_dir():
+        log.warning("%s is there already; take it away to fetch it anew", folder)
+        return folder
     try:
-        return _put(Path(kagglehub.dataset_download(IMAGE_DATASET)), target / "fer2013")
+        return _put(Path(kagglehub.dataset_download(IMAGE_DATASET)), folder)
     except Exception as error:
         raise DatasetError(
             f"Kaggle gave neither the competition's CSV ({reason}) nor the image folder "

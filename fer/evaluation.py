@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,20 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from fer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_checkpoint
-from fer.config import Config, TestTimeAugmentation, command_line
-from fer.dataset import Dataset, SplitName
+from fer.config import Config, TestTimeAugmentation, TrainConfig, command_line
+from fer.dataset import SPLITS, Dataset, SplitName
 from fer.emotions import EMOTIONS
+from fer.errors import ConfigError, DatasetError
 from fer.inference import predict_logits, softmax
 from fer.metrics import fit_temperature, reliability, summarize
 from fer.models import EmotionModel
-from fer.shelf import METRICS
+from fer.shelf import CONFIG, METRICS
 from fer.trl import TensorRegressionLayer
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["evaluate", "finish", "render", "write_derived"]
+__all__ = ["check_data", "check_derivable", "evaluate", "finish", "render", "write_derived"]
 
 LABELS = [emotion.label for emotion in EMOTIONS]
 
@@ -59,8 +61,12 @@ def evaluate(
 
     Raises:
         DatasetError: the data lacks that split.
+        ConfigError: the batch size is not positive, or a result cannot be written.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch size must be at least 1, not {batch_size}")
     faces = data.split(split)
+    _make_room(output, predictions)
     logits = predict_logits(
         checkpoint.model,
         faces.images,
@@ -72,7 +78,6 @@ def evaluate(
     probabilities = softmax(logits, checkpoint.temperature)
     report = _report(checkpoint, data, split, tta, probabilities)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         (output / METRICS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         _plot(report, probabilities, faces.labels, output)
     if predictions is not None:
@@ -80,7 +85,7 @@ def evaluate(
     return report
 
 
-def finish(folder: Path, data: Dataset, *, made: str | None = None) -> dict[str, Any]:
+def finish(folder: Path, data: Dataset, *, device: str = "auto", made: Sequence[str] = ()) -> dict[str, Any]:
     """Make a freshly trained checkpoint complete: temperature, metrics.json, plots and model card.
 
     The temperature is fitted on the leak-free part of val.
@@ -88,9 +93,10 @@ def finish(folder: Path, data: Dataset, *, made: str | None = None) -> dict[str,
     Args:
         folder: the checkpoint's.
         data: what it was trained on.
-        made: the commands that made it, one a line; that of its training unless given.
+        device: as for :func:`fer.load_checkpoint`.
+        made: the commands that made it; that of its training unless given.
     """
-    checkpoint = load_checkpoint(folder, device="auto")
+    checkpoint = load_checkpoint(folder, device=device)
     val = data.split("val")
     preprocessing, tta = checkpoint.config.model.preprocessing, checkpoint.config.training.tta
     logits = predict_logits(checkpoint.model, val.images, preprocessing, tta=tta, progress="evaluation")
@@ -98,29 +104,63 @@ def finish(folder: Path, data: Dataset, *, made: str | None = None) -> dict[str,
     probabilities = softmax(logits, temperature)
     report = _report(checkpoint, data, "val", tta, probabilities)
     report["uncalibrated_ece"] = summarize(softmax(logits), val.labels)["ece"]
+    report["made"] = list(made) or [command_line(checkpoint.config)]
     update_checkpoint(folder, temperature=temperature, metrics=report)
     _plot(report, probabilities, val.labels, folder)
-    card = _card(replace(checkpoint, temperature=temperature), report, made or command_line(checkpoint.config))
+    card = _card(replace(checkpoint, temperature=temperature), report)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return report
 
 
+def check_derivable(folder: Path, source: Checkpoint, data: Dataset) -> None:
+    """Refuse, before any work, what :func:`write_derived` could not finish or should not write.
+
+    Raises:
+        ConfigError: the folder holds a checkpoint, or the data is not what the source was trained on.
+        DatasetError: the data lacks a split, or images of val without a copy in train.
+    """
+    if (folder / CONFIG).exists() or folder.is_file():
+        kind = "holds a checkpoint already" if folder.is_dir() else "is a file"
+        raise ConfigError(f"{folder} {kind}: choose another folder to --write")
+    data.split("train")
+    if data.split("val").leaked.all():
+        raise DatasetError(
+            "every image of val has a copy in train, so nothing can be measured: give val images of its own"
+        )
+    check_data(source, data)
+
+
+def check_data(source: Checkpoint, data: Dataset) -> None:
+    """Refuse to keep figures of other data than a checkpoint was trained on.
+
+    Raises:
+        ConfigError: the data is not what its metrics.json names.
+    """
+    if (trained := source.metrics.get("data", data.name)) != data.name:
+        raise ConfigError(
+            f"{source.folder} was trained on {trained}, not on {data.name}: figures and temperature to keep beside its "
+            f"weights, or what is made from them, need {trained} as --data"
+        )
+
+
 def write_derived(
-    folder: Path, model: EmotionModel, config: Config, source: Checkpoint, data: Dataset
+    folder: Path, model: EmotionModel, config: Config, source: Checkpoint, data: Dataset, *, device: str
 ) -> dict[str, Any]:
     """Write, complete as :func:`finish` does, a checkpoint that the running command made from another one.
 
     Args:
-        folder: where to.
+        folder: where to, after :func:`check_derivable`.
         model: its network.
         config: its name, its network's settings, and those of the training behind it.
         source: what it was made from, whose training curves it keeps.
         data: what that was trained on.
+        device: as for :func:`fer.load_checkpoint`.
     """
     save_checkpoint(folder, model, config, temperature=source.temperature)
     if (curves := source.folder / "curves.png").is_file():
         shutil.copy(curves, folder / curves.name)
-    return finish(folder, data, made=f"{command_line(source.config)}\n{shlex.join(['fer', *sys.argv[1:]])}")
+    before = source.metrics.get("made") or [command_line(source.config)]
+    return finish(folder, data, device=device, made=[*before, shlex.join(["fer", *sys.argv[1:]])])
 
 
 def render(report: dict[str, Any]) -> Table:
@@ -146,7 +186,8 @@ def _report(
     probabilities: NDArray[np.float32],
 ) -> dict[str, Any]:
     faces = data.split(split)
-    known_leaks = faces.leaked if split != "train" and "train" in data.splits else None
+    known = split != "train" and "train" in data.splits and not faces.leaked.all()
+    known_leaks = faces.leaked if known else None
     report: dict[str, Any] = {"checkpoint": checkpoint.name, "data": data.name, "split": split, "tta": tta}
     return report | summarize(probabilities, faces.labels, known_leaks)
 
@@ -156,8 +197,19 @@ def _plot(report: dict[str, Any], probabilities: NDArray[np.float32], labels: ND
     _plot_reliability(probabilities, labels, report["ece"], output / "reliability.png")
 
 
+def _make_room(output: Path | None, predictions: Path | None) -> None:
+    """Make the folders that results go to, before anything is measured."""
+    if predictions is not None and predictions.is_dir():
+        raise ConfigError(f"--predictions must name a file; {predictions} is a folder")
+    for folder in (output, predictions and predictions.parent):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {folder}: {error.strerror}") from error
+
+
 def _write_predictions(probabilities: NDArray[np.float32], labels: NDArray[np.int64], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["index", "label", "prediction", *LABELS])
@@ -194,7 +246,7 @@ def _plot_reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int
     plt.close(figure)
 
 
-def _card(checkpoint: Checkpoint, report: dict[str, Any], made: str) -> str:
+def _card(checkpoint: Checkpoint, report: dict[str, Any]) -> str:
     model, training = checkpoint.config.model, checkpoint.config.training
     size = sum(p.numel() for p in checkpoint.model.parameters())
     shape = "x".join(map(str, checkpoint.model.trunk_shape()))
@@ -212,6 +264,9 @@ def _card(checkpoint: Checkpoint, report: dict[str, Any], made: str) -> str:
         f"| {name} | {row['precision']:.1%} | {row['recall']:.1%} | {row['f1']:.1%} | {row['support']} |"
         for name, row in report["per_class"].items()
     )
+    released = report["data"] == "FER2013"
+    train, val, test = ("Training", "PublicTest", "PrivateTest") if released else SPLITS
+    chosen = "Recipe, epoch and temperature" if released else "Epoch and temperature"
     half = "float16, computed with in float32" if training.half else "float32"
     return f"""# {checkpoint.name}
 
@@ -222,12 +277,12 @@ Recognises seven facial expressions ({", ".join(LABELS)}) on a grey face of {mod
 | trunk | {model.trunk}, started from {start}, output {shape} |
 | head | {model.head}{kind}: {sum(p.numel() for p in layer.parameters()):,} parameters |
 | parameters | {size:,}, stored in {half} |
-| trained on | {report["data"]} Training{votes}{", without repeated images" if training.drop_copies else ""} |{taught}
+| trained on | {report["data"]} {train}{votes}{", without repeated images" if training.drop_copies else ""} |{taught}
 | temperature | {checkpoint.temperature:.3f} |
 
 ## Measured
 
-On {report["data"]} PublicTest ({report["n"]:,} images), test-time augmentation `{report["tta"]}`:
+On {report["data"]} {val} ({report["n"]:,} images), test-time augmentation `{report["tta"]}`:
 
 | accuracy | without leaked images | macro-F1 | negative log-likelihood | ECE | ECE before scaling |
 | --- | --- | --- | --- | --- | --- |
@@ -238,9 +293,9 @@ On {report["data"]} PublicTest ({report["n"]:,} images), test-time augmentation 
 | --- | --- | --- | --- | --- |
 {rows}
 
-`fer evaluate {checkpoint.name} --data PATH --split val --tta {report["tta"]}` prints these figures. Leaked images have
-a pixel-identical copy in Training. PublicTest without them also chose the epoch and the temperature, so the figures are
-slightly optimistic; `--split test` measures on PrivateTest, which nothing here has seen.
+`fer evaluate FOLDER --data PATH --split val --tta {report["tta"]}` with this folder prints these figures. Leaked images
+have a pixel-identical copy in {train}. {chosen} were chosen on {val} without them, so the
+figures are slightly optimistic; `--split test` measures on {test}, which nothing here has seen.
 
 ![loss and accuracy](curves.png)
 ![confusion](confusion.png)
@@ -249,19 +304,29 @@ slightly optimistic; `--split test` measures on PrivateTest, which nothing here 
 ## Made by
 
 ```
-{made}
+{chr(10).join(report["made"])}
 ```
 
 ## Data and licence
 
-{_terms(report["data"], model.trunk == "vgg16" and training.weights != "none")}
+{_terms(report["data"], model.trunk, training)}
 """
 
 
-def _terms(data: str, pretrained: bool) -> str:
-    if data != "FER2013":
+def _terms(data: str, trunk: str, training: TrainConfig) -> str:
+    forebears = [f"the checkpoints {training.teachers}"] if training.teachers else []
+    if training.weights != "none" and not training.starts_as_vgg16:
+        forebears.insert(0, f"the checkpoint {training.weights}")
+    if data == "synthetic" and not forebears:
         return f"Trained on {data} data, to try things out: it says nothing of photographs. The code is MIT-licensed."
+    pretrained = trunk == "vgg16" and training.weights != "none"
     imagenet = ", and the trunk's start from ImageNet (research use)" if pretrained else ""
+    if data != "FER2013":
+        behind = f", and from {' and '.join(forebears)}, whose cards say what is behind them" if forebears else ""
+        return f"""\
+The weights come from the faces of {data}, whose terms apply{behind}{imagenet}. The code is MIT-licensed.
+
+Labels say what annotators believed to see, not what a person feels. Not for decisions about people."""
     return f"""\
 The weights come from FER2013 (Goodfellow et al. 2013), collected by web search for the ICML 2013 challenge and given
 for research; its images are not included{imagenet}. The code is MIT-licensed; whoever uses the weights commercially

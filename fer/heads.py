@@ -28,6 +28,7 @@ class HeadData:
     """What a head trains on and is measured on.
 
     Attributes:
+        name: of the dataset.
         views: a frozen trunk's outputs for random views of the training images, (N, C, H, W) float16 for each view.
         chosen: which of the N to train on.
         targets: (N, 7) float32.
@@ -36,6 +37,7 @@ class HeadData:
         leaked: (M,) marks of those that have a copy in Training.
     """
 
+    name: str
     views: Sequence[Features]
     chosen: NDArray[np.int64]
     targets: NDArray[np.float32]
@@ -66,15 +68,18 @@ def head_data(
 
     Raises:
         DatasetError: a split is missing.
+        ConfigError: fewer images to train on than one batch.
     """
     train, val = data.split("train"), data.split("val")
     count = config.limit or len(train)
     kept = ~train.copies[:count] if training.drop_copies else np.ones(len(train.images[:count]), bool)
+    _steps(int(kept.sum()), config)
     key = f"{data.digest} {config.precision} train {count}"
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
         views = augmented_features(model, train.images[:count], key, config.views, training)
     return HeadData(
+        name=data.name,
         views=views,
         chosen=np.flatnonzero(kept),
         targets=train.soft_targets(training.ferplus)[:count],
@@ -100,17 +105,17 @@ def train_head(
         ConfigError: fewer images than one batch.
     """
     device = next(head.parameters()).device
-    steps = len(data.chosen) // config.batch_size
-    if steps == 0:
-        raise ConfigError(f"batch size {config.batch_size} is larger than the {len(data.chosen)} training images")
+    steps = _steps(len(data.chosen), config)
+    total = config.epochs * steps
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    rise = 0.11 if total == 10 else 0.1  # a tenth of ten steps is one, by whose length less one PyTorch divides
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.epochs * steps, pct_start=0.1, cycle_momentum=False
+        optimizer, config.lr, total_steps=total, pct_start=rise, cycle_momentum=False
     )
     head.train().requires_grad_(True)
-    bar = tqdm(total=config.epochs * steps, desc=caption, disable=None if caption else True, leave=False)
+    bar = tqdm(total=total, desc=caption, disable=None if caption else True, leave=False)
     for epoch in range(config.epochs):
         rows = order.permutation(data.chosen)[: steps * config.batch_size]
         for part in rows.reshape(steps, -1):
@@ -123,6 +128,12 @@ def train_head(
             bar.update()
     bar.close()
     head.eval().requires_grad_(False)
+
+
+def _steps(images: int, config: HeadTraining) -> int:
+    if images < config.batch_size and config.epochs:
+        raise ConfigError(f"batch size {config.batch_size} is larger than the {images} training images: lower it")
+    return images // config.batch_size
 
 
 @torch.inference_mode()

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from fer import dataset
 from fer.checkpoint import Checkpoint, load_checkpoint
-from fer.config import Config, ConvertConfig, HeadTraining, ModelConfig, RankConfig
+from fer.config import Config, ConvertConfig, ModelConfig, RankConfig
 from fer.curve import RANKS, RankCurve, RankPoint
 from fer.errors import ConfigError
-from fer.evaluation import write_derived
+from fer.evaluation import check_data, check_derivable, write_derived
 from fer.heads import HeadData, as_linear, fit_linear, head_data, head_logits, shares_right, train_head, with_head
 from fer.models import TRL_HEADS, create_head, parameter_count
 from fer.trl import TensorRegressionLayer
@@ -45,15 +45,21 @@ def rank(name: str, config: RankConfig) -> int:
 
     Raises:
         CheckpointError: there is no such checkpoint.
-        ConfigError: its head has no rank.
+        ConfigError: its head has no rank, the data is not what it was trained on although something is to be kept, or
+            a folder cannot be written.
         DatasetError: the data is missing.
     """
     checkpoint, data = _prepare(name, config)
+    _own_head(checkpoint)
+    output = config.output or Path(f"runs/rank-{checkpoint.name}")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {output}: {error.strerror}; choose another --output") from error
     needed = config if config.retrain else dataclasses.replace(config, views=1)
     features = head_data(checkpoint.model, data, needed, checkpoint.config.training, config.tta)
     curve, heads = rank_curve(checkpoint, features, config)
     chosen = curve.smallest(config.loss)
-    output = config.output or Path(f"runs/rank-{checkpoint.name}")
     for folder in (output, *([checkpoint.folder] if config.publish else [])):
         curve.write(folder)
         _plot(curve, config.loss, chosen, folder / PLOT)
@@ -64,7 +70,7 @@ def rank(name: str, config: RankConfig) -> int:
         console.print(f"{output / RANKS}, {output / PLOT}; --publish puts both into {checkpoint.folder} too")
     if config.write is not None and chosen is not None:
         model = dataclasses.replace(checkpoint.config.model, rank=chosen.rank)
-        _write(checkpoint, data, model, heads[chosen.rank], f"rank{chosen.rank}", config.write)
+        _write(checkpoint, data, model, heads[chosen.rank], f"rank{chosen.rank}", config)
         console.print(config.write)
     return 0
 
@@ -85,12 +91,7 @@ def rank_curve(
     Raises:
         ConfigError: the head has no rank.
     """
-    own, settings = checkpoint.model.head, checkpoint.config.model
-    if not isinstance(own, TensorRegressionLayer):
-        raise ConfigError(
-            f"{checkpoint.name} has the head {settings.head}, which has no rank: make it a tensor regression layer "
-            f"first, with fer convert {checkpoint.name} --write FOLDER"
-        )
+    own, settings = _own_head(checkpoint), checkpoint.config.model
     shape = features.views[0].shape[1:]
     device = next(own.parameters()).device
     samples = _samples(features).to(device) if config.importance == "scores" else None
@@ -115,7 +116,9 @@ def rank_curve(
         if candidates:
             heads[r] = candidates[max(scores, key=lambda how: scores[how][1])]
     accuracy, leak_free = shares_right(head_logits(own, features.val), features)
-    curve = RankCurve(checkpoint.name, len(features.labels), settings.rank, accuracy, leak_free, tuple(points))
+    curve = RankCurve(
+        checkpoint.name, len(features.labels), settings.rank, accuracy, leak_free, tuple(points), features.name
+    )
     return curve, heads
 
 
@@ -131,6 +134,7 @@ def convert(name: str, config: ConvertConfig) -> int:
 
     Raises:
         CheckpointError: there is no such checkpoint.
+        ConfigError: the checkpoint was trained on other data, or the folder to write holds one.
         DatasetError: the data is missing.
     """
     checkpoint, data = _prepare(name, config)
@@ -169,15 +173,30 @@ def convert(name: str, config: ConvertConfig) -> int:
         model = dataclasses.replace(
             checkpoint.config.model, head=config.head, rank=config.rank, tensor_dropout=config.tensor_dropout
         )
-        _write(checkpoint, data, model, layer, config.head, config.write)
+        _write(checkpoint, data, model, layer, config.head, config)
         console.print(config.write)
     return 0
 
 
-def _prepare(name: str, config: HeadTraining) -> tuple[Checkpoint, dataset.Dataset]:
+def _prepare(name: str, config: RankConfig | ConvertConfig) -> tuple[Checkpoint, dataset.Dataset]:
     if config.threads:
         torch.set_num_threads(config.threads)
-    return load_checkpoint(name, device=config.device), dataset.load(config.data)
+    checkpoint, data = load_checkpoint(name, device=config.device), dataset.load(config.data)
+    if config.write is not None:
+        check_derivable(config.write, checkpoint, data)
+    elif isinstance(config, RankConfig) and config.publish:
+        check_data(checkpoint, data)
+    return checkpoint, data
+
+
+def _own_head(checkpoint: Checkpoint) -> TensorRegressionLayer:
+    head = checkpoint.model.head
+    if not isinstance(head, TensorRegressionLayer):
+        raise ConfigError(
+            f"{checkpoint.name} has the head {checkpoint.config.model.head}, which has no rank: make it a tensor "
+            f"regression layer first, with fer convert {checkpoint.folder} --write FOLDER"
+        )
+    return head
 
 
 def _samples(features: HeadData) -> Tensor:
@@ -187,16 +206,22 @@ def _samples(features: HeadData) -> Tensor:
 
 
 def _write(
-    checkpoint: Checkpoint, data: dataset.Dataset, model: ModelConfig, head: nn.Module, suffix: str, folder: Path
+    checkpoint: Checkpoint,
+    data: dataset.Dataset,
+    model: ModelConfig,
+    head: nn.Module,
+    suffix: str,
+    config: RankConfig | ConvertConfig,
 ) -> None:
     """A whole checkpoint with another head: weights, temperature, figures, plots and card."""
-    config = Config(f"{checkpoint.name}-{suffix}", model, checkpoint.config.training)
+    assert config.write is not None  # noqa: S101  # the caller asked
+    record = Config(f"{checkpoint.name}-{suffix}", model, checkpoint.config.training)
     network = with_head(checkpoint.model, head, model)
-    write_derived(folder, network, config, checkpoint, data)
+    write_derived(config.write, network, record, checkpoint, data, device=config.device)
 
 
 def _render(curve: RankCurve, config: RankConfig, chosen: RankPoint | None) -> Table:
-    table = Table(title=f"{curve.checkpoint} on PublicTest ({curve.n:,} images), tta {config.tta}")
+    table = Table(title=f"{curve.checkpoint} on {curve.data} val ({curve.n:,} images), tta {config.tta}")
     table.add_column("rank", justify="right")
     table.add_column("parameters", justify="right")
     for how in ("retrained", "cut down"):
@@ -246,7 +271,7 @@ def _plot(curve: RankCurve, loss: float, chosen: RankPoint | None, file: Path) -
     axis.axhspan(full - loss, full, color="grey", alpha=0.25, label=f"within {loss} points")
     if chosen is not None:
         axis.plot(chosen.rank, 100 * chosen.best, "*", markersize=16, color="tab:red", label=f"rank {chosen.rank}")
-    axis.set(xlabel="rank", ylabel="leak-free accuracy on PublicTest, %", xscale="log")
+    axis.set(xlabel="rank", ylabel=f"leak-free accuracy on {curve.data} val, %", xscale="log")
     axis.set_xticks(ranks, [str(r) for r in ranks])
     axis.minorticks_off()
     above = axis.secondary_xaxis("top")

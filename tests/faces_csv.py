@@ -19,7 +19,7 @@ def write_csv(folder: Path, rows: Iterable[tuple[NDArray[np.uint8], int, str]]) 
     return folder
 
 
-def write_faces(folder: Path, faces: Dataset, *, train: int, val: int) -> Path:
+def write_faces(folder: Path, faces: Dataset, *, train: int = 0, val: int = 0) -> Path:
     """As :func:`write_csv`, with the first faces of two splits and without a test split."""
     parts = [(faces.split("train"), train, "Training"), (faces.split("val"), val, "PublicTest")]
     return write_csv(folder, ((s.images[i], s.labels[i], usage) for s, count, usage in parts for i in range(count)))

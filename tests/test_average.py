@@ -68,3 +68,21 @@ def test_what_has_no_mean_is_refused_and_nothing_written(pair, data, tmp_path, c
         assert message in capsys.readouterr().err.replace("\n", " ")
         assert not (tmp_path / "new").exists()
         assert (pair[1] / "model.safetensors").read_bytes() == before
+
+
+def test_data_that_cannot_measure_the_mean_is_refused_and_nothing_written(pair, data, synthetic, tmp_path, capsys):
+    """Else half a checkpoint would lie there, or one whose card and temperature are of other faces."""
+    metrics = pair[0] / "metrics.json"
+    metrics.write_text('{"data": "FER2013"}')
+    alone = {name: tmp_path / name for name in ("train", "val")}
+    for name, folder in alone.items():
+        folder.mkdir()
+        write_faces(folder, synthetic, **{name: 70})
+    for faces, message in (
+        (alone["train"], "no split 'val'"),
+        (alone["val"], "no split 'train'"),
+        (data, "was trained on FER2013, not on"),
+    ):
+        assert run(*pair, write=tmp_path / "new", data=faces) == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+        assert not (tmp_path / "new").exists()

@@ -76,7 +76,7 @@ def csv_file(tmp_path):
 def test_a_csv_comes_back_pixel_by_pixel_in_its_splits(csv_file, cache):
     """Else training would see other faces, labels or splits than FER2013's."""
     data = load(csv_file, cache=cache)
-    assert data.name == "FER2013"
+    assert data.name == "fer2013.csv"  # FER2013 itself has more images: a card must not say it was that
     assert list(data.splits) == ["train", "val", "test"]
     for name, part in (("train", slice(0, 4)), ("val", slice(4, 6)), ("test", slice(6, 8))):
         split = data.split(name)
@@ -368,6 +368,15 @@ def test_image_folders_that_are_not_as_they_should_be_are_refused_by_name(cache,
         load(tmp_path, cache=cache)
     assert str(place) in str(error.value)
     assert message in str(error.value)
+
+
+def test_16_bit_images_are_not_cut_off_at_255(cache, tmp_path):
+    """Else nearly all of each would be white."""
+    folder = write_images(tmp_path / "images")
+    ramp = np.linspace(0, 65_535, 48 * 48, dtype=np.uint16).reshape(48, 48)
+    Image.fromarray(ramp).save(next((folder / "train" / "happy").iterdir()).with_name("aaa.png"))
+    train = load(folder, cache=cache).split("train")
+    assert any(abs(float(image.mean()) - 127.5) < 1 and np.ptp(image) == 255 for image in train.images)
 
 
 # --- FER+
@@ -688,6 +697,7 @@ def test_download_falls_back_to_the_image_folder_and_says_so(kagglehub, cache, t
         assert download(tmp_path / "target") == tmp_path / "target" / "fer2013"
     assert "You have not accepted the rules" in caplog.text
     assert load(tmp_path / "target", cache=cache).digest == load(images, cache=cache).digest
+    assert download(tmp_path / "target") == tmp_path / "target" / "fer2013"  # a second time, it stays as it is
 
 
 def test_when_kaggle_gives_nothing_the_error_says_what_to_do(kagglehub, tmp_path):

@@ -13,7 +13,7 @@ from fer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fer.config import Config, ModelConfig, Preprocessing, TrainConfig
 from fer.dataset import Dataset
 from fer.emotions import EMOTIONS
-from fer.errors import DatasetError
+from fer.errors import ConfigError, DatasetError
 from fer.evaluation import evaluate, finish, render
 from fer.inference import predict_logits, softmax
 from fer.models import create_model
@@ -141,6 +141,30 @@ def test_the_card_of_a_model_of_fer2013_states_the_datas_terms(checkpoint, data)
     assert "Not for decisions about people" in card
 
 
+def test_the_card_of_other_data_does_not_call_it_fer2013(checkpoint, data):
+    """Else figures on somebody's own faces would pass for FER2013's, and a start's terms be forgotten."""
+    config = checkpoint.config
+    training = dataclasses.replace(config.training, weights="vgg16-cp-trl")
+    save_checkpoint(checkpoint.folder, checkpoint.model, dataclasses.replace(config, training=training))
+    finish(checkpoint.folder, dataclasses.replace(data, name="mine"))
+    card = (checkpoint.folder / "README.md").read_text()
+    assert "FER2013" not in card
+    assert "| trained on | mine train" in card
+    assert "On mine val (70 images)" in card
+    assert "from the faces of mine, whose terms apply, and from the checkpoint vgg16-cp-trl" in card
+
+
+@pytest.mark.parametrize("where", ["output", "predictions"])
+def test_results_that_cannot_be_written_are_named_before_the_work(checkpoint, data, where, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"cannot write to .*file"):
+        evaluate(checkpoint, data, **{where: tmp_path / "file" / "x"})
+    with pytest.raises(ConfigError, match="must name a file"):
+        evaluate(checkpoint, data, predictions=tmp_path)
+    with pytest.raises(ConfigError, match="batch size must be at least 1, not 0"):
+        evaluate(checkpoint, data, batch_size=0)
+
+
 def test_the_card_says_where_the_weights_came_from(checkpoint, data):
     """Else a fine-tuned model would be sold as ImageNet's, and a head without a rank as one that has it."""
     folder = checkpoint.folder
@@ -158,7 +182,7 @@ def test_the_card_says_where_the_weights_came_from(checkpoint, data):
     assert "started from the checkpoint before," in card
     assert "| head | gap: " in card
     assert "| taught by | one,two |" in card
-    assert "synthetic Training, FER+ votes, without repeated images" in card
+    assert "synthetic train, FER+ votes, without repeated images" in card
 
 
 def test_the_table_shows_the_reports_figures(checkpoint, data):

@@ -70,7 +70,9 @@ def learnable() -> HeadData:
         return (templates[labels] + rng.normal(0, 1, (600, *SHAPE))).astype(np.float16)
 
     targets, leaked = np.eye(7, dtype=np.float32)[labels], np.arange(200) < 100
-    return HeadData([v[:400] for v in (view(), view())], np.arange(400), targets, [view()[400:]], labels[400:], leaked)
+    return HeadData(
+        "noise", [v[:400] for v in (view(), view())], np.arange(400), targets, [view()[400:]], labels[400:], leaked
+    )
 
 
 @pytest.mark.parametrize("kind", ["dense", "cp-trl", "tucker-trl", "tt-trl", "gap"])
@@ -86,6 +88,15 @@ def test_a_head_learns_and_the_seed_decides_how(learnable, kind):
     accuracy, leak_free = shares_right(first, learnable)
     assert accuracy > 0.8
     assert leak_free == pytest.approx((first.argmax(1) == learnable.labels)[100:].mean())
+
+
+def test_any_number_of_steps_will_do(features):
+    """Ten were one division by nothing."""
+    for batch_size, epochs in ((200, 1), (100, 1), (20, 1), (40, 2), (200, 10)):
+        config = HeadTraining(epochs=epochs, batch_size=batch_size)
+        head = create_head(ModelConfig(rank=2), torch.Size(features.views[0].shape[1:]))
+        train_head(head, features, config)
+        assert all(p.isfinite().all() for p in head.parameters())
 
 
 def test_more_images_a_step_than_there_are_is_refused(features):

@@ -80,6 +80,7 @@ def test_the_file_is_what_the_page_reads_and_comes_back(tmp_path):
     assert record == {
         "checkpoint": "tiny",
         "n": 1000,
+        "data": "FER2013",
         "split": "val",
         "full": {"rank": 32, "accuracy": 0.7, "leak_free_accuracy": 0.68},
         "ranks": [
@@ -184,7 +185,9 @@ def test_a_classifier_is_converted_and_every_step_is_shown(head, data, tmp_path,
     folder = make(tmp_path, data, head)
     capsys.readouterr()
     assert main(["rank", str(folder), "--data", str(data), *OPTIONS]) == 2
-    assert f"has the head {head}, which has no rank" in capsys.readouterr().err
+    told = capsys.readouterr().err.replace("\n", "")
+    assert f"has the head {head}, which has no rank" in told
+    assert f"fer convert {folder} --write FOLDER" in told
     arguments = ["convert", str(folder), "--data", str(data), "--head", "cp-trl", "--rank", "175"]
     assert main([*arguments, "--epochs", "1", "--write", str(tmp_path / "trl"), *OPTIONS]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -199,6 +202,24 @@ def test_a_classifier_is_converted_and_every_step_is_shown(head, data, tmp_path,
     assert (converted.config.model.head, converted.config.model.rank) == ("cp-trl", 175)
     better = max(shares[2:], key=lambda pair: pair[1])  # fine-tuning of an exact conversion may only spoil it
     assert 100 * converted.metrics["accuracy"] == pytest.approx(better[0], abs=1.5)
+    arguments = ["rank", str(tmp_path / "trl"), "--data", str(data), "--ranks", "174", "--no-retrain", "--loss", "100"]
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--write", str(tmp_path / "less"), *OPTIONS]) == 0
+    first, second, _ = load_checkpoint(tmp_path / "less").metrics["made"]  # all that led to it, in order
+    assert first == command_line(load_checkpoint(folder).config)
+    assert second == converted.metrics["made"][1]
+
+
+def test_nothing_is_written_over(checkpoint, data, tmp_path, capsys):
+    """Else a good checkpoint, the source itself even, would be replaced by one that was made from it."""
+    before = (checkpoint / "model.safetensors").read_bytes()
+    for command in (["convert", "--epochs", "0"], ["rank", "--no-retrain", "--loss", "100"]):
+        arguments = [command[0], str(checkpoint), *command[1:], "--data", str(data), "--write", str(checkpoint)]
+        assert main([*arguments, *OPTIONS]) == 2
+        assert "holds a checkpoint already" in capsys.readouterr().err.replace("\n", " ")
+    assert (checkpoint / "model.safetensors").read_bytes() == before
+    (tmp_path / "file").write_text("in the way")
+    assert main(["rank", str(checkpoint), "--data", str(data), "--output", str(tmp_path / "file"), *OPTIONS]) == 2
+    assert "choose another --output" in capsys.readouterr().err.replace("\n", " ")
 
 
 # -- benchmarks/heads.py ----------------------------------------------------------------------------------------------
