@@ -60,7 +60,7 @@ def find_onnx(name: str | Path) -> Path:
         name: a shipped checkpoint or a folder, whose model.onnx is taken, else its model-int8.onnx; or a .onnx file.
 
     Raises:
-        CheckpointError: there is none, or it was made from weights or a temperature that the folder no longer has.
+        CheckpointError: the checkpoint has none.
     """
     if Path(name).suffix == ".onnx":
         return Path(name)

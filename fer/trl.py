@@ -167,16 +167,16 @@ class TensorRegressionLayer(nn.Module, ABC):
             layer.bias.copy_(linear.bias)
         return layer.train(linear.training)
 
-    def truncated(self, rank: int, x: Tensor | None = None) -> Self:  # noqa: ARG002 - CP's alone
+    def truncated(self, rank: int, x: Tensor | None = None) -> Self:
         """A layer of a lower rank that does nearly what this one does, without training.
 
         For Tucker and TT: the folded map, decomposed anew, where singular values order the components.
 
         Args:
             rank: of the new layer.
-            x: (B, I1, .., IN), inputs as they come in use; see :meth:`CPTRL.truncated`.
+            x: (B, I1, .., IN), inputs as they come in use, a few thousand; see :meth:`from_linear`.
         """
-        return self.from_linear(self.to_linear(), self.input_shape, rank, tensor_dropout=self.tensor_dropout)
+        return self.from_linear(self.to_linear(), self.input_shape, rank, tensor_dropout=self.tensor_dropout, x=x)
 
     # -- size ---------------------------------------------------------------------------------------------------------
 
@@ -237,8 +237,8 @@ class TensorRegressionLayer(nn.Module, ABC):
 
         Returns:
             (K, I1 * .. * IN), the weight of an equal ``nn.Linear`` on the flattened input; detached, not to be written
-            to. A factor edited through ``parameter.data`` shows no trace of it: call :meth:`unfold` after that, or
-            :meth:`train` or :meth:`eval`, which do.
+            to. A factor changed through ``parameter.data`` or by one of PyTorch's fused optimizers shows no trace of
+            it: call :meth:`unfold` after that, or :meth:`train` or :meth:`eval`, which do.
         """
         return self._folded(self._factors()).t()
 
@@ -555,8 +555,12 @@ class TTTRL(TensorRegressionLayer):
 
     @staticmethod
     def _full_rank(shape: Sequence[int], rank: int | Sequence[int]) -> tuple[int, ...]:
-        ranks = _as_ranks(rank, len(shape) - 1)
-        return tuple(min(r, math.prod(shape[:i]), math.prod(shape[i:])) for i, r in enumerate(ranks, 1))
+        ranks = list(_as_ranks(rank, len(shape) - 1))
+        for i, size in enumerate(shape[:-1]):  # a core cannot have more rows, or columns, than it can use
+            ranks[i] = min(ranks[i], size * (ranks[i - 1] if i else 1))
+        for i in range(len(ranks) - 1, -1, -1):
+            ranks[i] = min(ranks[i], shape[i + 1] * (ranks[i + 1] if i + 1 < len(ranks) else 1))
+        return tuple(ranks)
 
     @staticmethod
     def _factor_shapes(shape: Sequence[int], rank: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -611,7 +615,7 @@ def _channel_root(x: Tensor) -> Tensor:
     """The Cholesky factor, (I1, I1) float64, of the covariance of the channels of inputs, (B, I1, .., IN)."""
     channels = (x - x.mean(0)).movedim(1, -1).flatten(0, -2).double()
     covariance = channels.t() @ channels / len(channels)
-    covariance.diagonal().add_(1e-3 * covariance.diagonal().mean())
+    covariance.diagonal().add_(1e-3 * float(covariance.diagonal().mean()) or 1.0)
     root: Tensor = torch.linalg.cholesky(covariance)
     return root
 
@@ -640,7 +644,7 @@ def _select(activations: Tensor, last: Tensor, rank: int) -> tuple[Tensor, Tenso
         rank: how many to keep.
     """
     gram = activations.t() @ activations / len(activations)
-    gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+    gram.diagonal().add_(1e-6 * float(gram.diagonal().mean()) or 1.0)
     left, wanted = gram.clone(), gram @ (last - last.mean(0)).t()  # (R, R), (R, K): what the chosen do not explain yet
     chosen = torch.zeros(len(gram), dtype=torch.bool, device=gram.device)
     order = []

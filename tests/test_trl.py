@@ -596,6 +596,36 @@ def test_inputs_decide_what_a_low_rank_is_spent_on(make: type[TensorRegressionLa
     torch.testing.assert_close(full(x), scores)
 
 
+@pytest.mark.parametrize("rank", [(2, 100, 7), (100, 1, 7), (1, 100, 100)])
+def test_a_train_is_cut_to_what_its_bonds_can_use(rank: tuple[int, ...]) -> None:
+    """Else a rank that its neighbours cannot feed would end in an error of shapes."""
+    linear = dense((16, 3, 3))
+    layer = TTTRL.from_linear(linear, (16, 3, 3), rank)
+    assert layer.fold().shape == linear.weight.shape
+    assert all(mine <= wanted for mine, wanted in zip(layer.rank, rank, strict=True))
+
+
+@each_layer
+def test_inputs_that_never_vary_are_no_error(make: type[TensorRegressionLayer]) -> None:
+    """A dead trunk should be told by its accuracy, not by linear algebra."""
+    x = torch.zeros(10, 6, 3, 2, dtype=torch.double)
+    layer = make.from_linear(dense((6, 3, 2)), (6, 3, 2), 4, x=x)
+    assert layer.truncated(2, x).fold().isfinite().all()
+
+
+@pytest.mark.parametrize("make", [TuckerTRL, TTTRL])
+def test_cutting_down_heeds_how_the_inputs_come(make: type[TensorRegressionLayer]) -> None:
+    """Else rank would be spent on what never occurs."""
+    torch.manual_seed(0)
+    layer = make((24, 3, 3), CLASSES, 24).eval().requires_grad_(False)
+    x = torch.einsum(
+        "bchw,cd->bdhw", torch.randn(500, 24, 3, 3), torch.randn(24, 24) @ torch.diag(0.7 ** torch.arange(24))
+    )
+    with torch.no_grad():
+        error = [(layer.truncated(3, *given)(x) - layer(x)).norm().item() for given in ((), (x,))]
+    assert error[1] < 0.9 * error[0]
+
+
 @each_layer
 def test_a_map_of_another_size_is_refused(make: type[TensorRegressionLayer]) -> None:
     with pytest.raises(ValueError, match=r"a map of 36 inputs does not act on \(6, 3, 3\)"):
