@@ -11,6 +11,7 @@ made 16x16, by Pearson's correlation. From 0.95 on, two are the same photograph;
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -25,7 +26,6 @@ from tqdm.auto import tqdm
 from fer import dataset
 from fer.checkpoint import load_checkpoint
 from fer.config import TestTimeAugmentation
-from fer.dataset import SplitName
 from fer.inference import predict_logits
 
 MIDDLE, CROPS, SIDE = 40, (46, 42, 38), 16
@@ -37,7 +37,7 @@ class Options:
     """whose accuracy to split up"""
     data: str = "data"
     """FER2013, or 'synthetic'"""
-    split: SplitName = "val"
+    split: Literal["val", "test"] = "val"
     """whose images to look for in Training"""
     correlation: float = 0.95
     """from which on two images are the same photograph, 0..1"""

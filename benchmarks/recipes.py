@@ -10,7 +10,7 @@ run is compared with the first of its kind on leak-free PublicTest, by an exact 
 the two alone got right, how uneven a share.
 
 What a run needs beside the options of `fer train` is a class here; what pays belongs into fer/training.py. A run that
-is killed goes on where it was, and one that is finished is not run again.
+is killed goes on where it was, and one that is finished is not run again: other options need another --output.
 """
 
 import dataclasses
@@ -31,12 +31,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from fer import dataset
-from fer.config import IMAGENET_GREY, Config, recipe
+from fer.config import IMAGENET_GREY, Config, recipe, to_dict
 from fer.models import EmotionModel
 from fer.preprocessing import CROP
 from fer.training import STATE, Run
 
 RESULT, LOGITS = "result.json", "logits.npy"
+#: Settings that make no other run of it.
+FREE = {"data", "output", "resume", "workers", "threads", "weights"}
 
 
 class EightConvolutions(Run):
@@ -123,6 +125,10 @@ TRIALS = {
     "vgg16-small": vgg16("36-pixel views first", 4, SmallViews),
     "vgg16-selective": vgg16("backward for half of each batch", 4, SelectiveBackprop),
     "vgg16-sgd": vgg16("SGD-Nesterov", optimizer="sgd", lr=0.02, trunk_lr=0.01, weight_decay=5e-4),
+    "vgg16-still": vgg16("no scale, no rotation", scale=0.0, rotation=0.0),
+    "vgg16-crops": vgg16("44-pixel crops instead of shifts", run=RandomCrops, shift=0.0),
+    "vgg16-whole": vgg16("no erasing", erase=0.0),
+    "vgg16-taught": vgg16("taught by both shipped networks", teachers="vgg16-cp-trl,cnn-cp-trl", distill_views=2),
     "vgg16-mixup": vgg16("mixup 0.2, off at the end", mixup=0.2, mixup_off=1),
     "vgg16-ferplus": vgg16("0.3 from FER+ votes", ferplus=0.3),
     "vgg16-sharp": vgg16("no label smoothing", label_smoothing=0.0),
@@ -184,19 +190,27 @@ def train(name: str, options: Options) -> None:
     """Run a trial to its end; its folder then has what show reads."""
     config = config_of(name, options)
     folder, training = config.run_folder, config.training
+    settings = {k: v for k, v in to_dict(config)["training"].items() if k not in FREE}
     if (folder / RESULT).is_file():
+        if (before := json.loads((folder / RESULT).read_text())["settings"]) != settings:
+            changed = ", ".join(f"{k} was {before.get(k)}, not {v}" for k, v in settings.items() if before.get(k) != v)
+            raise SystemExit(f"{folder} holds the result of other settings ({changed}): choose another --output")
         return
+    started = time.process_time()
     run = TRIALS[name].run.open(config)
+    if run.epoch:  # its opening was paid for before
+        started = time.process_time()
     cost = folder / "cpu_seconds.json"
     spent: list[float] = json.loads(cost.read_text()) if cost.is_file() else []
     while run.epoch < training.epochs:
-        started = time.process_time()
         run.train_epoch()
-        spent = [*spent[: run.epoch - 1], time.process_time() - started]
+        ended = time.process_time()
+        spent, started = [*spent[: run.epoch - 1], ended - started], ended
         cost.write_text(json.dumps(spent))
     run.close()
     np.save(folder / LOGITS, run.val_logits())
-    (folder / RESULT).write_text(json.dumps({"minutes": sum(spent) / 60, "epochs": training.epochs}))
+    result = {"minutes": sum(spent) / 60, "epochs": training.epochs, "settings": settings}
+    (folder / RESULT).write_text(json.dumps(result))
 
 
 def show(options: Options) -> None:
@@ -207,15 +221,17 @@ def show(options: Options) -> None:
         for column in ("change", "epochs", "CPU minutes", "accuracy", "leak-free", "difference", "p"):
             table.add_column(column, justify="left" if column == "change" else "right")
         rights: dict[str, NDArray[np.bool_]] = {}
+        shared: dict[str, list[Any]] = {}
         for name in (n for n in TRIALS if n.partition("-")[0] == base):
             folder = options.output / name
             if not (folder / RESULT).is_file():
                 continue
             result = json.loads((folder / RESULT).read_text())
+            shared[name] = [result["settings"][key] for key in ("limit", "seed", "precision")]
             right = rights[name] = np.load(folder / LOGITS).argmax(1) == val.labels
             row = [TRIALS[name].what, str(result["epochs"]), f"{result['minutes']:.1f}"]
             row += [f"{100 * share:.1f}" for share in (right.mean(), right[clean].mean())]
-            if name != base and base in rights:
+            if name != base and shared[name] == shared.get(base):
                 gained, lost = (right & ~rights[base])[clean].sum(), (rights[base] & ~right)[clean].sum()
                 p = binomtest(int(gained), int(gained + lost)).pvalue if gained + lost else 1.0
                 row += [f"{100 * (gained - lost) / clean.sum():+.1f}", f"{p:.3f}"]
