@@ -15,9 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.mark.parametrize(("runtime", "file"), [("torch", ""), ("onnx", "model.onnx")])
-def test_ray_scores_photographs_and_names_what_is_none(
-    runtime: str, file: str, exported: Path, tmp_path: Path
-) -> None:
+def test_ray_scores_photographs_and_names_what_is_none(runtime: str, file: str, exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
     photos = tmp_path / "photos"
     photos.mkdir()
