@@ -259,7 +259,9 @@ def live(config: LiveConfig) -> int:
 def app(config: AppConfig) -> int:
     """Serve the web page: photographs and live webcam."""
     if config.camera is not None:
-        shared = {option.name: getattr(config, option.name) for option in fields(TrackingConfig)}
+        # What was not asked for is as `fer live` has it, which searches smaller pictures than the page does.
+        asked = dict(vars(config).items() - vars(AppConfig()).items())
+        shared = {option.name: asked[option.name] for option in fields(TrackingConfig) if option.name in asked}
         return live(LiveConfig(**shared, source=config.camera))
     from fer.web import launch
 

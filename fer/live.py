@@ -54,7 +54,7 @@ class FrameResult:
 
     Attributes:
         index: number of the frame, from 0.
-        time: seconds since the first frame, as the source tells it.
+        time: seconds, as the source tells it; see :data:`fer.sources.Frame`.
         faces: the most certainly found first.
     """
 

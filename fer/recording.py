@@ -40,6 +40,8 @@ FRAGMENTS = {
 
 #: Sound that FFmpeg offers to put into these formats, and either fails at or few players play; it becomes AAC.
 UNFIT = {"mp4": ("vorbis", "truehd", "pcm"), "mov": ("opus", "flac", "truehd"), "matroska": ()}
+#: Samples a second of MP3 below which neither MP4 nor MOV takes it.
+MP3_RATE = 16_000
 #: Samples a second of AAC that every player takes; the last one for sound that has another rate.
 AAC_RATES = (32_000, 44_100, 48_000)
 
@@ -111,6 +113,7 @@ class VideoWriter:
         self.notes: list[str] = []
         kind = path.suffix.lower()[1:].replace("mkv", "matroska")
         options = FRAGMENTS.get(kind, FRAGMENTS["mp4"]) if crash_safe else {}
+        self._path = path
         path.open("ab").close()  # FFmpeg opens it at the first frame only, and does not name it when it cannot
         self._container = av.open(str(path.absolute()), "w", kind, options)  # 12:30.mp4 alone would name a protocol
         self._encoder = ENCODER | ({"tune": "zerolatency", "g": "25"} if crash_safe else {})
@@ -129,7 +132,7 @@ class VideoWriter:
             time: seconds from the file's beginning; where frames come closer than the time base, they are moved apart.
 
         Raises:
-            OSError: the file cannot be written any more, say because the disk is full.
+            OSError: the file cannot be written any more, say because the disk is full, or FFmpeg fails at the sound.
         """
         self._stream = self._stream or self._begin(*image.shape[:2])
         height, width = self._size
@@ -148,20 +151,22 @@ class VideoWriter:
             self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        """Add the sound that goes on after the last frame."""
+        """Add the sound that goes on after the last frame; errors as of :meth:`write`."""
         with self._once_failed_never_again():
             if self._sound:
                 self._sound.copy(until=math.inf)
 
     def close(self) -> None:
-        """Write what is still under way, and the index without which the file could not be played."""
+        """Write what is still under way, and the index without which the file could not be played; errors as above."""
+        if self._sound:
+            self._sound.close()
         try:
-            if self._sound:
-                self._sound.close()
             if self._stream and not self._failure:
-                self._container.mux(self._stream.encode(None))
+                with self._once_failed_never_again():
+                    self._container.mux(self._stream.encode(None))
         finally:
-            self._container.close()
+            with self._errors_of_the_system():
+                self._container.close()
 
     @contextmanager
     def _once_failed_never_again(self) -> Iterator[None]:
@@ -169,10 +174,21 @@ class VideoWriter:
         if self._failure:
             raise self._failure
         try:
-            yield
+            with self._errors_of_the_system():
+                yield
         except OSError as error:
             self._failure = error
             raise
+
+    @contextmanager
+    def _errors_of_the_system(self) -> Iterator[None]:
+        """FFmpeg's own errors, and PyAV's ValueError for a sound that changes its form midway, as OSError."""
+        try:
+            yield
+        except OSError:
+            raise
+        except (av.FFmpegError, ValueError) as error:
+            raise OSError(f"cannot write {self._path}: {getattr(error, 'strerror', error)}") from error
 
     def _begin(self, height: int, width: int) -> VideoStream:
         self._size = height, width
@@ -201,14 +217,14 @@ class _Sound:
 
     def __init__(self, path: Path, target: OutputContainer, notes: list[str]) -> None:
         self._source, self._start = open_media(path)
-        self._target = target
+        self._target, self._matroska = target, target.format.name == "matroska"
         self._converted: dict[int, Conversion] = {}  # by the number of the stream in the source
+        self._last: dict[int, int] = {}  # time of its last packet, by the same number
         for stream in self._source.streams.audio:
             if stream.codec_context is None:
                 notes.append(f"{path} has sound of a kind that FFmpeg does not know; it is left out")
             elif copy := _copy_of(stream, target):
-                matroska = target.format.name == "matroska"
-                self._converted[stream.index] = _copying(copy, self._start, from_zero=matroska)
+                self._converted[stream.index] = _copying(copy, self._start, from_zero=self._matroska)
             else:
                 self._converted[stream.index] = _encoding(_encoder_for(stream, target), self._start)
         streams = tuple(stream for stream in self._source.streams.audio if stream.index in self._converted)
@@ -218,7 +234,13 @@ class _Sound:
     def copy(self, until: float) -> None:
         """Copy what begins before that time, seconds."""
         while (packet := self._next) is not None and self._begin(packet) < until:
-            self._target.mux(self._converted[packet.stream.index](packet))
+            index = packet.stream.index
+            for new in self._converted[index](packet):
+                # A file takes no packet that goes back in time; in Matroska some share a millisecond, as TrueHD's do.
+                last = self._last.get(index, -math.inf)
+                if new.dts is not None and (new.dts > last or (new.dts == last and self._matroska)):
+                    self._last[index] = new.dts
+                    self._target.mux(new)
             self._next = self._read()
 
     def close(self) -> None:
@@ -235,7 +257,9 @@ class _Sound:
 
 
 def _copy_of(stream: AudioStream, target: OutputContainer) -> AudioStream | None:
-    if stream.codec.canonical_name.startswith(UNFIT[target.format.name]):
+    codec = stream.codec.canonical_name
+    slow = codec == "mp3" and stream.rate < MP3_RATE and target.format.name != "matroska"
+    if slow or codec.startswith(UNFIT[target.format.name]):
         return None
     try:
         return target.add_stream_from_template(stream)
@@ -251,33 +275,32 @@ def _encoder_for(stream: AudioStream, target: OutputContainer) -> AudioStream:
 
 
 def _copying(copy: AudioStream, start: Fraction, *, from_zero: bool) -> Conversion:
-    last = -math.inf
-
     def convert(packet: AudioPacket) -> list[AudioPacket]:
-        nonlocal last
         if packet.dts is None or packet.pts is None:
             return []  # the empty one at the end
         shift = round(start / packet.time_base)
         packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
         # What ends before 0 prepares the decoder and is not heard: MP4 can say so, Matroska would delay the pictures.
-        unheard = from_zero and packet.dts + (packet.duration or 0) <= 0
-        if unheard or packet.dts <= last:  # a file takes no packet that goes back in time
-            return []
-        last = packet.dts
-        return [packet]
+        unheard = from_zero and packet.dts < 0 and packet.dts + (packet.duration or 0) <= 0
+        return [] if unheard else [packet]
 
     return convert
 
 
 def _encoding(encoder: AudioStream, start: Fraction) -> Conversion:
+    time = 0
+
     def convert(packet: AudioPacket) -> list[AudioPacket]:
+        nonlocal time
         try:
             frames = packet.decode()
         except av.FFmpegError:
             return []  # a damaged packet is a click, not the end
         for frame in frames:
-            if frame.pts is not None and frame.time_base:
-                frame.pts -= round(start / frame.time_base)
+            if frame.pts is not None and frame.time_base:  # else it follows the one before
+                time = round((frame.pts * frame.time_base - start) * frame.rate)
+            # In samples, as the file's own unit may be longer than a packet.
+            frame.pts, frame.time_base, time = time, Fraction(1, frame.rate), time + frame.samples
         packets = [new for frame in frames for new in encoder.encode(frame)]
         return packets if packet.size else packets + encoder.encode(None)  # an empty packet is the last
 

@@ -1,7 +1,7 @@
 """Where frames come from: a camera, a stream, a video file, a folder of images.
 
     with open_source("0") as source:
-        for image, time in source:      # (H, W, 3) uint8 RGB, and seconds since the first frame
+        for image, time in source:      # (H, W, 3) uint8 RGB, and seconds from the source's beginning
             ...
 
 A live source (camera, stream) has a thread that reads every frame and keeps only the newest, so whoever takes frames
@@ -21,6 +21,8 @@ from typing import Protocol, Self
 import av
 import cv2
 import numpy as np
+from av.stream import Disposition
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fer.errors import CameraError, ImageError
@@ -40,7 +42,7 @@ __all__ = [
     "played",
 ]
 
-#: Pixels, (H, W, 3) uint8 RGB, and seconds since the first frame.
+#: Pixels, (H, W, 3) uint8 RGB, and seconds: from a file's own beginning, or from a live source's first frame.
 Frame = tuple[NDArray[np.uint8], float]
 Pixels = Generator[NDArray[np.uint8], None, None]
 
@@ -53,6 +55,9 @@ RETRIES, BACKOFF = 5, 0.5
 TIMEOUT = 5.0
 #: Seconds by which a video may end before the time that it promises.
 SHORTFALL = 0.5
+
+#: How many times as wide as high a pixel may be, and the inverse; beyond, the file is wrong. Films have 0.7 to 2.
+STRETCH = 4
 
 #: Kinds of files that are read, as FFmpeg names them: none that names other files, or takes any text for a film.
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mjpeg,h264,hevc,ivf,rm,wav,mp3"
@@ -149,7 +154,7 @@ class _Stored:
 
 
 class VideoFile(_Stored):
-    """The frames of a video file, all of them, turned as its metadata says, at the times that it gives them.
+    """The frames of a video file, all of them, stretched and turned as its metadata says, at the times it gives them.
 
     Attributes:
         name: the file.
@@ -167,10 +172,11 @@ class VideoFile(_Stored):
         """
         self.name = str(path)
         self._container, start = open_media(path)
-        if not self._container.streams.video:
+        try:
+            self._stream = stream = _film(self._container, self.name)
+        except CameraError:
             self._container.close()
-            raise CameraError(f"cannot read {path}: it holds no video")
-        self._stream = stream = self._container.streams.video[0]
+            raise
         stream.thread_type = "AUTO"
         self.rate = stream.average_rate or stream.guessed_rate or RATE
         self.time_base = stream.time_base or 1 / RATE
@@ -202,7 +208,7 @@ class VideoFile(_Stored):
                         time = 0.0 if first is None else last + step
                     first, last = time if first is None else first, time
                     end = time + frame.duration * float(frame.time_base or 0)
-                    yield _upright(frame), time
+                    yield _upright(frame, self._stream), time
         except av.FFmpegError as error:
             damage = error
         if first is None:
@@ -374,25 +380,40 @@ class Camera(Live):
 
 
 class Stream(Live):
-    """A stream that FFmpeg can read: rtsp://, http:// (MJPEG, HLS, MPEG-TS), udp://, ..."""
+    """A stream that FFmpeg can read: rtsp://, http:// (MJPEG, HLS, MPEG-TS), udp://, ...
+
+    A whole film, which tells its length, comes at its own pace.
+    """
 
     def __init__(self, url: str) -> None:
-        """Nothing is opened before the first frame is asked for."""
-        super().__init__(url, lambda: _stream(url))
+        """Nothing is opened before the first frame is asked for. Its name is the URL without user and password."""
+        name = re.sub(r"(?<=://)[^/?#]*@", "", url)
+        super().__init__(name, lambda: _stream(url, name))
 
 
 def played(video: VideoFile) -> Live:
     """A video file as if a camera saw it now: frames come at the file's pace, and who is slow gets fewer."""
 
     def connect() -> Pixels:
-        begin = None
+        wait = _pace()
         with video:
             for pixels, time in video:
-                begin = clock.monotonic() - time if begin is None else begin
-                clock.sleep(max(0, begin + time - clock.monotonic()))
+                wait(time)
                 yield pixels
 
     return Live(video.name, connect, retries=0)
+
+
+def _pace() -> Callable[[float], None]:
+    """What sleeps until it is time for a frame, given its seconds; the first one is due at once."""
+    begin: float | None = None
+
+    def wait(time: float) -> None:
+        nonlocal begin
+        begin = clock.monotonic() - time if begin is None else begin
+        clock.sleep(max(0, begin + time - clock.monotonic()))
+
+    return wait
 
 
 def _camera(number: int, size: tuple[int, int]) -> Pixels:
@@ -414,31 +435,46 @@ def _camera(number: int, size: tuple[int, int]) -> Pixels:
         capture.release()
 
 
-def _stream(url: str) -> Pixels:
+def _stream(url: str, name: str) -> Pixels:
     # RTSP over UDP loses packets and passes few firewalls; a buffer would be lag.
     options = {"rtsp_transport": "tcp", "fflags": "nobuffer", "flags": "low_delay"}
     try:
         with av.open(url, options=options, timeout=TIMEOUT) as container:
-            if not container.streams.video:
-                raise CameraError(f"{url} holds no video")
-            for packet in container.demux(container.streams.video[0]):
+            stream, wait, whole = _film(container, name), _pace(), container.duration is not None
+            for packet in container.demux(stream):
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
                     continue  # a stream that is joined midway begins with what cannot be decoded
                 for frame in frames:
-                    yield _upright(frame)
-            if container.duration is None:  # else it was a whole file
-                raise CameraError(f"{url} was cut")
+                    pixels = _upright(frame, stream)
+                    if whole and frame.time is not None:
+                        wait(frame.time)
+                    yield pixels
+            if not whole:
+                raise CameraError(f"{name} was cut")
     except (av.FFmpegError, OSError) as error:
-        raise CameraError(f"cannot read {url}: {_reason(error)}") from error
+        raise CameraError(f"cannot read {name}: {_reason(error)}") from error
 
 
-def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    pixels = frame.to_ndarray(format="rgb24")
+def _film(container: av.container.InputContainer, name: str) -> VideoStream:
+    """The first video, but for the cover of an album."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise CameraError(f"cannot read {name}: it holds no video")
+
+
+def _upright(frame: av.VideoFrame, stream: VideoStream) -> NDArray[np.uint8]:
+    """As it is to be seen: with square pixels, and turned."""
+    aspect = stream.sample_aspect_ratio
+    stretched = round(frame.width * aspect) if aspect and 1 / STRETCH <= aspect <= STRETCH else frame.width
+    pixels = frame.to_ndarray(format="rgb24", width=stretched)
     turn = _TURNS.get(round(frame.rotation / 90) * 90 % 360)
     return np.asarray(pixels if turn is None else cv2.rotate(pixels, turn), np.uint8)
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError):
+        return f"no data for {TIMEOUT:g} s"
     return getattr(error, "strerror", None) or str(error)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fer.config import TrackingConfig, VideoConfig
 from fer.drawing import draw_predictions
-from fer.errors import ConfigError, FerError
+from fer.errors import CameraError, ConfigError, FerError
 from fer.live import FrameResult, LivePipeline
 from fer.recognizer import EmotionRecognizer
 from fer.recording import VIDEO_SUFFIXES, VideoWriter, check_spared, check_suffix
@@ -67,7 +67,8 @@ def video_with(
     """As :func:`video`, with a recogniser and a file that are there already.
 
     Results are written under names with ``.part`` in them and take their places when all went well. After a failure or
-    Ctrl+C they do so too, unless that would cost an older result.
+    Ctrl+C they do so too, unless that would cost an older result; a video that cannot be played, as on a full disk, is
+    deleted.
     """
     _check(Path(source.name), out, csv, plot)
     for target in filter(None, (out, csv, plot)):
@@ -90,10 +91,7 @@ def video_with(
         for target in filter(None, (out, csv)):
             _part(target).unlink(missing_ok=True)
         raise stopped
-    kept = [_put(target, stopped is None) for target in (out, csv) if target]
-    if plot:
-        timeline.plot(_part(plot))
-        kept.append(_put(plot, stopped is None))
+    kept = _keep(timeline, out, csv, plot, whole=stopped is None)
     Console().print(timeline.table())
     if stopped:
         where = f"; what was done until then is in {', '.join(map(str, kept))}" if kept else ""
@@ -201,11 +199,37 @@ def _part(target: Path) -> Path:
     return target.with_stem(f"{target.stem}.part")
 
 
+def _keep(timeline: Timeline, out: Path | None, csv: Path | None, plot: Path | None, *, whole: bool) -> list[Path]:
+    """Draw the plot, and give all results their names; returns where they are, without what came to nothing."""
+    if out and not whole and not _playable(_part(out)):
+        _part(out).unlink(missing_ok=True)
+        out = None
+    kept = [_put(target, whole) for target in (out, csv) if target]
+    if plot:
+        try:
+            timeline.plot(_part(plot))
+            kept.append(_put(plot, whole))
+        except OSError:
+            _part(plot).unlink(missing_ok=True)
+            if whole:  # else the user must know the first failure, which is raised soon
+                raise
+    return kept
+
+
 def _put(target: Path, whole: bool) -> Path:
     """Give a result its name, but no partial one that of an older file; returns where it is."""
     if whole or not target.exists():
         return _part(target).replace(target)
     return _part(target)
+
+
+def _playable(film: Path) -> bool:
+    """Whether it has the index that is written last, or needs none."""
+    try:
+        VideoFile(film).close()
+    except CameraError:
+        return False
+    return True
 
 
 def _tell(message: str) -> None:

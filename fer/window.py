@@ -114,9 +114,11 @@ def _show(pipeline: LivePipeline, source: FrameSource, recorder: "_Recorder", wi
     """In a window, until the source ends or the user closes it."""
     picture: NDArray[np.uint8] | None = None
     shown = deque([clock.monotonic()], maxlen=31)  # when the last pictures were
-    status, begin, pause = "", 0.0, 0.0
+    status, begin, due = "", 0.0, 0.0
     frames = iter(source)
-    while _obey(window.key(pause), picture, recorder):
+    while _obey(window.key(due - clock.monotonic()), picture, recorder):
+        if clock.monotonic() < due:
+            continue
         if not source.ready(0.05):
             if picture is not None and clock.monotonic() - shown[-1] > STALLED:
                 window.show(draw_status(picture, f"no picture from {source.name}"))
@@ -133,7 +135,7 @@ def _show(pipeline: LivePipeline, source: FrameSource, recorder: "_Recorder", wi
         status = f"{(len(shown) - 1) / (shown[-1] - shown[0]):.0f} fps, {1000 * (shown[-1] - captured):.0f} ms"
         if not source.live:  # a file is shown at its own pace, or as fast as we are
             begin = max(begin, shown[-1] - time)
-            pause = begin + time - shown[-1]
+            due = begin + time
 
 
 def _obey(key: str, picture: NDArray[np.uint8] | None, recorder: "_Recorder") -> bool:
@@ -176,10 +178,11 @@ class _Window:
         cv2.imshow(TITLE, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
     def key(self, seconds: float) -> str:
-        """The key that was pressed within that time, if any; q where the window was closed."""
+        """The key that was pressed within that time, or a tenth of a second, if any; q where the window was closed."""
         if not self._open:
             return ""
-        code = cv2.waitKeyEx(max(1, int(1000 * seconds))) & 0xFFFF  # without the flags for NumLock and the like
+        milliseconds = min(max(1, int(1000 * seconds)), 100)  # Ctrl+C is heard in between only
+        code = cv2.waitKeyEx(milliseconds) & 0xFFFF  # without the flags for NumLock and the like
         if cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1:
             return "q"
         return chr(code).lower() if code < 128 else ""  # waitKey would take the left arrow for a Q

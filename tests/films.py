@@ -34,13 +34,20 @@ def write_film(
     codec: str = "libx264",
     pixels: str = "yuv420p",
     sound: str = "",
+    rate: int = 48_000,
+    channels: str = "mono",
     options: dict[str, str] | None = None,
 ) -> list[int]:
-    """Write a film with a frame at each time, in units of the time base, and a tone as long; returns the times."""
+    """Write a film with a frame at each time, in units of the time base, and a tone as long; returns the times.
+
+    The rate is the sound's, samples a second.
+    """
     with av.open(str(path), "w", options=options or {}) as film:
         video = film.add_stream(codec, 25, width=size[0], height=size[1], time_base=time_base)
         video.pix_fmt = pixels
-        tone = film.add_stream(sound, 48_000, layout="mono") if sound else None
+        tone = film.add_stream(sound, rate, layout=channels) if sound else None
+        if tone:
+            tone.bit_rate = 64_000  # WMA's encoder has none of its own
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(number, size, faces), "rgb24").reformat(format=pixels)
             frame.pts, frame.time_base = time, time_base
@@ -49,9 +56,11 @@ def write_film(
         if tone:
             seconds = float((times[-1] + 512) * time_base)
             wave = 0.3 * np.sin(2 * np.pi * 440 / 48_000 * np.arange(int(48_000 * seconds), dtype=np.float32))
-            frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), "fltp", "mono")
-            frame.rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
-            film.mux(tone.encode(frame))
+            piece = 24 if sound.startswith("pcm") else len(wave)  # PCM in packets shorter than Matroska's millisecond
+            for start in range(0, len(wave), piece):
+                frame = av.AudioFrame.from_ndarray(wave[None, start : start + piece].astype(np.float32), "fltp", "mono")
+                frame.rate, frame.pts, frame.time_base = 48_000, start, Fraction(1, 48_000)
+                film.mux(tone.encode(frame))
             film.mux(tone.encode(None))
     return list(times)
 

@@ -1,6 +1,7 @@
 """A user would see a late or a wrong picture, or wait for ever for a camera that is gone, if any of these failed."""
 
 import http.server
+import socket
 import socketserver
 import threading
 import time as clock
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from av.stream import Disposition
 from patience import PATIENCE
 from PIL import Image
 
@@ -39,11 +41,14 @@ def number(image: np.ndarray) -> int:
     return sum(int(image[10, 20 * bit + 10].mean() > 127) << bit for bit in range(8))
 
 
-def write(path: Path, times: list[float], *, rotation: int = 0, sound: bool = False, **options: str) -> Path:
+def write(
+    path: Path, times: list[float], *, rotation: int = 0, aspect: int = 1, sound: bool = False, **options: str
+) -> Path:
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=RATE, width=160, height=120, pix_fmt="yuv420p")
         stream.codec_context.options = {"g": "10", "preset": "ultrafast"}
         stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         if rotation:
             stream.set_display_rotation(rotation)
         if sound:
@@ -99,6 +104,14 @@ def test_a_phone_held_upright_gives_upright_faces(rotation: int, turns: int, tmp
     assert (turned == np.rot90(plain, turns)).all()  # both counter-clockwise
 
 
+@pytest.mark.parametrize(("aspect", "width"), [(2, 320), (100, 160)])
+def test_wide_pixels_give_faces_that_are_not_squashed(aspect: int, width: int, tmp_path: Path) -> None:
+    """Else the films of camcorders and DVDs, 1440 or 720 wide, would be judged by narrow faces. 100 is no film's."""
+    assert next(iter(VideoFile(write(tmp_path / "a.mp4", [0.0], aspect=aspect))))[0].shape == (120, width, 3)
+    turned = next(iter(VideoFile(write(tmp_path / "b.mp4", [0.0], aspect=aspect, rotation=90))))[0]
+    assert turned.shape == (width, 120, 3)
+
+
 def test_colours_are_right(tmp_path: Path) -> None:
     error = np.abs(next(iter(VideoFile(write(tmp_path / "a.mp4", [0.0]))))[0][30:].astype(int) - numbered(0)[30:])
     assert error.mean() < 6
@@ -151,6 +164,9 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         tone = container.add_stream("aac", rate=16000, layout="mono")
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
         silence.sample_rate = 16000
+        cover = container.add_stream("mjpeg", width=160, height=120, pix_fmt="yuvj420p")
+        cover.disposition = Disposition.attached_pic  # of an album
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(PHOTO, "rgb24").reformat(format="yuvj420p")))
         container.mux(tone.encode(silence))
         container.mux(tone.encode(None))
     with pytest.raises(CameraError, match=r"song\.mp4: it holds no video"):
@@ -231,9 +247,12 @@ def test_what_is_played_ends_and_tells_of_damage(tmp_path: Path) -> None:
 
 
 class Streamer(http.server.BaseHTTPRequestHandler):
-    """Sends a film as MPEG-TS, as a network camera would, and cuts it; as many times as ``lives`` says."""
+    """Sends a film, as a network camera would, and cuts it; as many times as ``lives`` says.
 
-    content, lives = b"", 0
+    Where it is ``stored``, its length is told.
+    """
+
+    content, lives, stored = b"", 0, False
 
     def do_GET(self) -> None:
         cls = type(self)
@@ -242,7 +261,8 @@ class Streamer(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Type", "video/mp2t")
+        if cls.stored:
+            self.send_header("Content-Length", str(len(cls.content)))
         self.end_headers()
         for start in range(0, len(cls.content), 4096):
             self.wfile.write(cls.content[start : start + 4096])
@@ -253,8 +273,8 @@ class Streamer(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def streaming(content: bytes, lives: int) -> Iterator[tuple[str, type[Streamer]]]:
-    handler = type("Handler", (Streamer,), {"content": content, "lives": lives})
+def streaming(content: bytes, lives: int, *, stored: bool = False) -> Iterator[tuple[str, type[Streamer]]]:
+    handler = type("Handler", (Streamer,), {"content": content, "lives": lives, "stored": stored})
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -278,9 +298,31 @@ def test_a_stream_that_is_cut_is_taken_up_again_and_given_up_in_the_end(tmp_path
     assert handler.lives == -sources.RETRIES
 
 
+def test_a_film_on_a_server_takes_its_time_and_ends(tmp_path: Path) -> None:
+    """Else it would rush by as fast as the network carries it, and begin anew."""
+    content = write(tmp_path / "film.mp4", steady(1), movflags="faststart").read_bytes()
+    with streaming(content, lives=2, stored=True) as (url, handler), open_source(url) as source:
+        seen = [(number(image), time) for image, time in source]
+    first = seen[0][0]  # some were used up to find out what it is
+    assert first < 15
+    assert seen[-1][0] == 24
+    assert all(time > (index - first) / RATE - 0.01 for index, time in seen)
+    assert handler.lives == 1
+
+
 def test_a_stream_that_was_never_there_is_told_at_once() -> None:
-    with pytest.raises(CameraError, match=r"cannot read http://127\.0\.0\.1:9/x: Connection refused$"):
-        next(iter(Stream("http://127.0.0.1:9/x")))  # and was not tried again
+    with pytest.raises(CameraError, match=r"cannot read http://127\.0\.0\.1:9/x@2: Connection refused$"):
+        next(iter(Stream("http://user:p@ss@127.0.0.1:9/x@2")))  # was not tried again, and the password is not shown
+
+
+def test_a_stream_that_hangs_is_told(monkeypatch) -> None:
+    """Else the user would read of an exit that was requested."""
+    monkeypatch.setattr(sources, "TIMEOUT", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(CameraError, match=r"cannot read \S+: no data for 0\.2 s$"),
+    ):
+        next(iter(Stream(f"http://127.0.0.1:{server.getsockname()[1]}/x")))
 
 
 def test_no_camera(capfd) -> None:

@@ -114,6 +114,8 @@ def test_kinds_of_films(recognizer: EmotionRecognizer, tmp_path: Path, name: str
         ("in.webm", "libopus", "out.mkv", "opus"),
         ("in.ts", "aac", "out.mp4", "aac"),
         ("in.mp4", "aac", "out.mkv", "aac"),
+        ("in.mkv", "pcm_s16le", "out.mkv", "pcm_s16le"),  # whose packets share a millisecond
+        ("in.mkv", "wavpack", "out.mkv", "wavpack"),  # one packet of unknown duration
     ],
 )
 def test_sound_goes_into_any_container(tmp_path: Path, source: str, codec: str, out: str, kept: str) -> None:
@@ -129,6 +131,30 @@ def test_sound_goes_into_any_container(tmp_path: Path, source: str, codec: str, 
     assert sum(frame.samples for frame in frames) / frames[0].rate == pytest.approx(1, abs=0.06)
     assert frames[0].time == pytest.approx(0, abs=0.03)
     assert np.abs(np.concatenate([frame.to_ndarray().ravel() for frame in frames]).astype(float)).max() > 0.2
+
+
+@pytest.mark.parametrize(("codec", "rate"), [("libmp3lame", 8000), ("wmav2", 48_000)])
+def test_sound_of_old_cameras(recognizer: EmotionRecognizer, tmp_path: Path, codec: str, rate: int) -> None:
+    """FFmpeg would refuse the whole file: such MP3, and WMA's last frame, which has no time."""
+    write_film(tmp_path / "in.avi", sound=codec, rate=rate)
+    run(recognizer, tmp_path / "in.avi", out=tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as film:
+        assert film.streams.audio[0].codec.canonical_name == "aac"
+        assert sum(frame.samples / frame.rate for frame in film.decode(audio=0)) == pytest.approx(1, abs=0.2)
+
+
+def test_sound_that_cannot_be_written(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the user would get a traceback, and nothing of what was done: here the sound changes its form midway."""
+    source, out, table = (tmp_path / name for name in ("in.ts", "out.mp4", "o.csv"))
+    for channels in ("mono", "stereo"):
+        write_film(tmp_path / f"{channels}.ts", sound="libmp3lame", rate=8000, channels=channels)
+    source.write_bytes((tmp_path / "mono.ts").read_bytes() + (tmp_path / "stereo.ts").read_bytes())
+    options = ["--checkpoint", str(checkpoint), "--device", "cpu", "--threads", "1"]
+    assert main(["video", str(source), *options, "--out", str(out), "--csv", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert f"what was done until then is in {out}, {table}" in error
+    assert "fer: error: cannot write" in error
+    assert 10 < len(frame_times(out)) < 50
 
 
 def turned(file: Path) -> None:
@@ -257,11 +283,16 @@ def test_settings_are_checked_before_any_work(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk(recognizer: EmotionRecognizer, tmp_path: Path) -> None:
+def test_full_disk(recognizer: EmotionRecognizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first failure is told, and no film is promised that cannot be played."""
     write_film(tmp_path / "in.mp4", range(0, 25_600, 512), size=(480, 360))
-    (tmp_path / "out.part.mp4").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
-        run(recognizer, tmp_path / "in.mp4", out=tmp_path / "out.mp4")
+    for name in ("out.part.mp4", "plot.part.png"):
+        (tmp_path / name).symlink_to("/dev/full")
+    out, table, plot = (tmp_path / name for name in ("out.mp4", "o.csv", "plot.png"))
+    with pytest.raises(OSError, match=r"No space left.*out\.part\.mp4"):
+        run(recognizer, tmp_path / "in.mp4", out=out, csv=table, plot=plot)
+    assert f"what was done until then is in {table}\n" in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} == {"in.mp4", "o.csv"}
 
 
 def test_what_is_in_the_way_is_named(recognizer: EmotionRecognizer, tmp_path: Path) -> None:

@@ -105,15 +105,35 @@ def test_an_opencv_without_windows_is_told_how_to_mend(monkeypatch) -> None:
         check_window()
 
 
-def test_app_py_with_a_camera_is_the_same_command(monkeypatch, capsys) -> None:
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    answers = []
-    for arguments in (["live", "--source", "7"], ["app", "--camera", "7", "--smoothing", "1"]):
-        assert main(arguments) == 2
-        answers.append(capsys.readouterr().err)
-    assert answers[0] == answers[1]
-    assert "display" in answers[0]
+@pytest.mark.parametrize("option", [[], ["--smoothing", "1"], ["--max-side", "500"]])
+def test_app_py_with_a_camera_is_the_same_command(monkeypatch, option: list[str]) -> None:
+    """Else it would be slower, or see other faces."""
+    configs = []
+    monkeypatch.setattr(window, "live", lambda config: configs.append(config) or 0)
+    for arguments in (["live", "--source", "7"], ["app", "--camera", "7"]):
+        assert main(arguments + option) == 0
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+def test_ctrl_c_ends_a_picture_that_stands_long(display: str, tmp_path: Path) -> None:
+    """Else the window of a slide show would have to be killed."""
+    with VideoWriter(tmp_path / "slides.mp4") as writer:
+        for time in (0, 10 * PATIENCE):
+            writer.write(PHOTO, time)
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {FER[2]}"
+    command = [*FER[:2], code, "live", "--source", tmp_path / "slides.mp4", *QUICK]
+    env = environment(display)
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            seen = ["xdotool", "search", "--sync", "--onlyvisible", "--name", "fer live"]
+            subprocess.run(seen, env=env, check=True, timeout=PATIENCE, stdout=subprocess.DEVNULL)
+            clock.sleep(1)  # in the middle of the pause
+            process.send_signal(signal.SIGINT)
+            err = process.communicate(timeout=PATIENCE)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
 
 
 def test_the_window_and_its_keys(display: str, folder: Path, tmp_path: Path) -> None:
