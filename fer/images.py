@@ -43,7 +43,7 @@ _UNSAFE = {"EPS"}
 _opening = threading.Lock()
 
 
-def read_image(source: ImageSource) -> NDArray[np.uint8]:
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """The pixels of an image as they should be seen.
 
     Files are turned upright by their EXIF orientation, transparent parts are laid on white, animations give their
@@ -53,25 +53,26 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
         source: a path, the bytes of a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4)
             RGBA. Arrays may be bool, uint8, uint16, other integers in 0..65535, or floats in 0..1, 0..255 or 0..65535;
             which of the ranges it is, is told by the largest value.
+        max_pixels: largest image that is read; one with a palette and transparency takes 12 bytes a pixel meanwhile.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous.
 
     Raises:
-        ImageError: the image is missing, damaged, of an unknown format or larger than ``MAX_PIXELS``; the message
+        ImageError: the image is missing, damaged, of an unknown format or larger than ``max_pixels``; the message
             names the file.
     """
     name = _name(source)
     try:
         if isinstance(source, np.ndarray):
-            return _from_array(source)
+            return _from_array(source, max_pixels)
         if not PILLOW:
             content = source if isinstance(source, bytes) else Path(source).read_bytes()  # type: ignore[arg-type]
-            return _opencv(content)
+            return _opencv(content, max_pixels)
         if isinstance(source, Image.Image):
-            return _decode(source)
+            return _decode(source, max_pixels)
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file, _open(file) as image:
-            return _decode(image)
+            return _decode(image, max_pixels)
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         raise ImageError(f"cannot read {name}: {_reason(error, name)}") from error
 
@@ -113,12 +114,12 @@ def _open(stream: Any) -> "Image.Image":
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(image: "Image.Image") -> NDArray[np.uint8]:
-    _check_size(image.width, image.height)
+def _decode(image: "Image.Image", max_pixels: int) -> NDArray[np.uint8]:
+    _check_size(image.width, image.height, max_pixels)
     image.load()
     image = _upright(image)
     if image.mode.startswith(("I", "F")):
-        return _from_array(np.asarray(image))
+        return _from_array(np.asarray(image), max_pixels)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGB", image.size, "white")
@@ -127,11 +128,11 @@ def _decode(image: "Image.Image") -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _opencv(content: bytes) -> NDArray[np.uint8]:
+def _opencv(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if pixels is None:
         raise ImageError("OpenCV cannot read it; save it as JPEG or PNG, or install pillow, which reads more")
-    _check_size(pixels.shape[1], pixels.shape[0])
+    _check_size(pixels.shape[1], pixels.shape[0], max_pixels)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
@@ -143,11 +144,11 @@ def _upright(image: "Image.Image") -> "Image.Image":
         return image
 
 
-def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
     shape = array.shape
     if not (array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3, 4))) or 0 in shape:
         raise ImageError(f"expected pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {shape}")
-    _check_size(shape[1], shape[0])
+    _check_size(shape[1], shape[0], max_pixels)
     pixels = _to_8_bits(array.reshape(*shape[:2], -1))
     if pixels.shape[2] == 4:
         alpha = pixels[..., 3:].astype(np.uint16)
@@ -172,11 +173,9 @@ def _to_8_bits(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.clip(np.rint(array * float(scale)), 0, 255).astype(np.uint8)
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{width} x {height} pixels are too many, at most {MAX_PIXELS // 10**6} million; scale it down"
-        )
+def _check_size(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise ImageError(f"{width} x {height} pixels are too many, at most {most // 10**6} million; scale it down")
 
 
 def _name(source: ImageSource) -> str:

@@ -1,9 +1,15 @@
 """The web page: its frame, its looks, and how it is served. Nothing on it asks another machine."""
 
 import os
+import signal
 import socket
 import ssl
+import tempfile
+import threading
+import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 
@@ -14,13 +20,13 @@ from fer.config import AppConfig
 from fer.emotions import EMOTIONS
 from fer.errors import ConfigError
 from fer.recognizer import EmotionRecognizer
-from fer.web_common import KEEP, gr
+from fer.web_common import KEEP, VIEWS, gr
 from fer.web_image import image_tab, require_mcp
 from fer.web_live import live_tab
 from fer.web_model import model_tab
 from fer.web_video import video_tab
 
-__all__ = ["build_app", "launch", "start"]
+__all__ = ["build_app", "launch", "private_folder", "start"]
 
 TITLE = "Facial expressions"
 
@@ -58,13 +64,13 @@ CSS = """
 
 
 def build_app(recognizer: EmotionRecognizer, config: AppConfig) -> gr.Blocks:
-    """The page; :func:`start` serves it with its looks.
+    """The page; :func:`start` serves it with its looks, and :func:`private_folder` deletes what is uploaded to it.
 
     Args:
         recognizer: answers every request; several at once, from several threads.
         config: how faces are followed, and what else the tabs offer.
     """
-    app = gr.Blocks(title=TITLE, delete_cache=(CLEAN_EVERY, KEEP))
+    app = gr.Blocks(title=TITLE)
     uploads = Path(app.GRADIO_CACHE).resolve()
 
     def forget(request: gr.Request) -> None:
@@ -120,8 +126,26 @@ def start(recognizer: EmotionRecognizer, config: AppConfig) -> gr.Blocks:
     return app
 
 
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder for what pages that are built from now on are sent and make; other users cannot read it.
+
+    It lies in $GRADIO_TEMP_DIR or among the temporary files. A file in it lives for ``KEEP`` seconds, and none longer
+    than the context. Gradio's own ``delete_cache`` may end for good when a file comes while it deletes others.
+    """
+    parent = os.environ.get("GRADIO_TEMP_DIR")
+    if parent:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fer-app-", dir=parent, ignore_cleanup_errors=True) as name:
+        os.environ["GRADIO_TEMP_DIR"] = name
+        for module in (gr.mcp, gr.routes, gr.screen_recording_utils):
+            vars(module)["DEFAULT_TEMP_DIR"] = name  # they read it when they were imported
+        threading.Thread(target=_clean, args=(Path(name),), daemon=True).start()
+        yield Path(name)
+
+
 def launch(config: AppConfig) -> int:
-    """Serve the web page until Ctrl+C.
+    """Serve the web page until Ctrl+C or SIGTERM.
 
     Returns:
         0, the exit status.
@@ -134,12 +158,26 @@ def launch(config: AppConfig) -> int:
     if config.mcp:
         require_mcp()
     recognizer = EmotionRecognizer.from_config(config)
-    app = start(recognizer, config)
-    Console().print(f"{TITLE} at {app.local_url} (Ctrl+C ends it)", soft_wrap=True)
-    if config.ssl_certfile is None and config.host not in ("127.0.0.1", "::1", "localhost"):
-        Console().print("Elsewhere, browsers give the camera to https pages only: --ssl-certfile and --ssl-keyfile")
-    app.block_thread()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else nothing would delete the folder
+    with private_folder():
+        app = start(recognizer, config)
+        Console().print(f"{TITLE} at {app.local_url} (Ctrl+C ends it)", soft_wrap=True)
+        if config.ssl_certfile is None and config.host not in ("127.0.0.1", "::1", "localhost"):
+            Console().print("Elsewhere, browsers give the camera to https pages only: --ssl-certfile and --ssl-keyfile")
+        app.block_thread()
     return 0
+
+
+def _clean(folder: Path) -> None:
+    """Delete what is older than ``KEEP`` from a folder, again and again until the folder has gone."""
+    while folder.exists():
+        for parent, folders, files in os.walk(folder, topdown=False):
+            for name in (*files, *folders):
+                path = Path(parent, name)
+                with suppress(OSError):  # it has gone meanwhile, or is a folder that still holds something
+                    if time.time() - path.lstat().st_ctime > KEEP:
+                        path.rmdir() if path.is_dir() else path.unlink()
+        time.sleep(CLEAN_EVERY)
 
 
 def _free_port(host: str, port: int) -> int:
@@ -148,8 +186,8 @@ def _free_port(host: str, port: int) -> int:
         family = socket.getaddrinfo(host, None)[0][0]
         with socket.create_server((host, port), family=family) as server:
             return int(server.getsockname()[1])
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]  # socket repeats the address in brackets
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name with an empty or an endless part
+        reason = str(getattr(error, "strerror", "it is no name of a host")).partition(" (")[0]  # it repeats the address
         raise ConfigError(
             f"cannot listen on {host} port {port}: {reason}; choose another --host or --port (0: any free one)"
         ) from error
@@ -179,7 +217,11 @@ def _foot(recognizer: EmotionRecognizer) -> str:
     right = ""
     if metrics := checkpoint.metrics:
         accuracy = metrics.get("leak_free_accuracy", metrics["accuracy"])
-        right = f" It agrees with {accuracy:.0%} of the labels of {metrics['data']}'s {metrics['split']} split."
+        tta = metrics.get("tta", "none")
+        views = VIEWS.get(tta, "")
+        if views and tta != recognizer.tta:
+            views += ", unlike here"
+        right = f" It agrees with {accuracy:.0%} of the labels of {metrics['data']}'s {metrics['split']} split{views}."
     return (
         "Everything is analysed by the computer that serves this page and sent nowhere else; uploads are deleted "
         f"after {KEEP // 60} minutes. Model {escape(checkpoint.name)}, faces by {recognizer.detector.name}.{right}"

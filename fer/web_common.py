@@ -6,12 +6,14 @@ from html import escape
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: no calls home
 import gradio as gr
 
-__all__ = ["HEIGHT", "KEEP", "gr", "status"]
+__all__ = ["HEIGHT", "KEEP", "VIEWS", "gr", "status"]
 
 #: Height of an image on the page, pixels.
 HEIGHT = 380
-#: Seconds for which Gradio keeps what was uploaded or made: a video is fetched piece by piece while it is watched.
+#: Seconds for which is kept what was uploaded or made: a video is fetched piece by piece while it is watched.
 KEEP = 3600
+#: How the views of a test-time augmentation are told of behind a figure.
+VIEWS = {"none": "", "flip": ", the mirrored view averaged in", "ten-crop": ", ten crops averaged"}
 
 
 def status(message: str, *, failed: bool = False) -> str:

@@ -9,17 +9,18 @@ import io
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from fer.drawing import draw_predictions
 from fer.emotions import EMOTIONS
 from fer.errors import ConfigError, ImageError
 from fer.faces import crop_face
-from fer.images import ImageSource, read_image
+from fer.images import read_image
 from fer.predict import COLUMNS, count, legible, record
 from fer.preprocessing import resize_face
 from fer.recognizer import EmotionRecognizer, FacePrediction
@@ -30,11 +31,14 @@ __all__ = ["CSS", "cards", "image_tab", "read_upload", "require_mcp"]
 
 #: Pictures that are analysed at once, and the longest side at which they are shown, pixels.
 PICTURES, LONGEST = 24, 1600
+#: Largest picture, pixels: a file of 100 KB may hold so many that it takes 12 bytes of memory for each.
+MAX_PIXELS = 50_000_000
 #: Requests of programs that are answered at a time.
 REQUESTS = 2
 #: Side of the picture of a face beside its probabilities, pixels.
 THUMBNAIL = 112
 
+_EXPECTED = "expected an uploaded file or a data URL (data:image/jpeg;base64,...)"
 _HINT = "Choose, drop or paste pictures, or take them with the webcam."
 _NO_FACE = "No face found. Faces should be larger than about 20 pixels and not turned away."
 
@@ -132,6 +136,17 @@ Assistants reach the same as a tool, `recognize_facial_expressions`, by the Mode
 _FILL_IN = "(text) => text.replaceAll('ADDRESS', new URL('.', location.href).href.replace(/\\/$/, ''))"
 
 
+class _Upload(gr.data_classes.ImageData):
+    """What a request gives for an image. Of anything else Gradio itself would not say what is wrong."""
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise gr.Error(_EXPECTED, print_exception=False) from error
+
+
 def image_tab(recognizer: EmotionRecognizer, uploads: Path, *, mcp: bool = False) -> None:
     """Build the tab inside the open ``gr.Blocks``, and ``/predict``.
 
@@ -207,6 +222,7 @@ def image_tab(recognizer: EmotionRecognizer, uploads: Path, *, mcp: bool = False
         programs.expand(None, manual, manual, js=_FILL_IN, api_visibility="private")
         with gr.Column(visible=False):
             image, faces = gr.Image(label="image"), gr.JSON(label="faces")
+            image.data_model = _Upload
             gr.Button().click(
                 recognize_facial_expressions,
                 image,
@@ -236,9 +252,11 @@ def read_upload(image: dict[str, Any], uploads: Path) -> NDArray[np.uint8]:
     """
     source = _source(image, uploads)
     try:
-        return read_image(source)
+        return read_image(source, max_pixels=MAX_PIXELS)
     except ImageError as error:
-        raise _named(error, source, image) from error
+        if isinstance(source, bytes):
+            raise
+        raise ImageError(str(error).replace(str(source), _name(image))) from error
 
 
 def cards(predictions: Sequence[FacePrediction]) -> str:
@@ -261,9 +279,8 @@ def _source(image: dict[str, Any], uploads: Path) -> Path | bytes:
                 return base64.b64decode(content, validate=True)
         except binascii.Error as error:
             raise ImageError(f"cannot read the data URL: {error}") from error
-        raise ImageError("expected an uploaded file or a data URL (data:image/jpeg;base64,...)")
-    path = Path(image["path"]).resolve()
-    if not path.is_relative_to(uploads):
+        raise ImageError(_EXPECTED)
+    if "\0" in image["path"] or not (path := Path(image["path"]).resolve()).is_relative_to(uploads):
         raise ImageError("the image was not uploaded")
     if not path.exists():
         raise ImageError(f"{_name(image)} is no longer there: uploads are deleted after a while; choose it again")
@@ -272,10 +289,6 @@ def _source(image: dict[str, Any], uploads: Path) -> Path | bytes:
 
 def _name(image: dict[str, Any]) -> str:
     return image["orig_name"] or "the image"
-
-
-def _named(error: ImageError, source: ImageSource, image: dict[str, Any]) -> ImageError:
-    return ImageError(str(error).replace(str(source), _name(image))) if isinstance(source, Path) else error
 
 
 # -- many pictures ----------------------------------------------------------------------------------------------------
@@ -320,20 +333,13 @@ def _answers(
     recognizer: EmotionRecognizer, files: Sequence[dict[str, Any]], uploads: Path
 ) -> Iterator[tuple[NDArray[np.uint8], list[FacePrediction]] | ImageError]:
     """For each file, in order: its pixels and faces, or what is wrong with it."""
-    sources: list[Path | bytes | ImageError] = []
     for file in files:
         try:
-            sources.append(_source(file, uploads))
+            pixels = read_upload(file, uploads)
         except ImageError as error:
-            sources.append(error)
-    found = recognizer.analyze_many(source for source in sources if not isinstance(source, ImageError))
-    for file, source in zip(files, sources, strict=True):
-        if isinstance(source, ImageError):
-            yield source
-        elif isinstance(faces := next(found), ImageError):
-            yield _named(faces, source, file)
+            yield error
         else:
-            yield read_image(source), faces  # again, as many large images would fill the memory
+            yield pixels, recognizer.analyze(pixels)
 
 
 def _copy(image: NDArray[np.uint8], faces: Sequence[FacePrediction], name: str) -> dict[str, Any]:

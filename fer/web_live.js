@@ -12,6 +12,7 @@ const HOLD = 1000; // ms for which the followed face may be out of sight
 const MINUTE = 60_000, BIN = 250; // of the chart, ms
 const TALK = 3000; // ms between two announcements to screen readers
 const RETRY = 1000; // ms before the next frame after the server gave no answer
+const LATE = 3000; // ms without an answer after which nothing is drawn any more: the picture has moved on
 const MAX_ROWS = 500_000; // of the CSV file: the oldest tenth goes when there are more
 
 const REASONS = {
@@ -81,11 +82,8 @@ function stop() {
   stream = video.srcObject = null;
   fresh = false;
   wake?.();
-  shown.clear();
-  followed = null;
-  draw();
-  showNow();
-  tell("Your camera's picture is analysed by the computer that serves this page, and kept nowhere.");
+  clear();
+  tell("Your camera's picture is analysed by the computer that serves this page, and forgotten within seconds.");
   $("pace").hidden = true;
   const focused = document.activeElement === $("stop");
   $("veil").hidden = false;
@@ -151,6 +149,7 @@ async function loop(mine) {
     const captured = freshAt, grabbed = performance.now();
     const image = grab();
     const encoded = performance.now();
+    const late = setTimeout(() => mine === run && clear(), LATE);
     let answer;
     try {
       answer = await server.analyse({
@@ -163,8 +162,11 @@ async function loop(mine) {
     } catch {
       answer = {error: "The server does not answer; trying again"};
     }
+    clearTimeout(late);
+    if (!answer.error) number(answer);
     if (mine !== run) return;
     if (answer.error) {
+      clear();
       pace(answer.error);
       hear(answer.error);
       await new Promise((resolve) => setTimeout(resolve, RETRY));
@@ -194,6 +196,20 @@ const rows = []; // of the CSV file
 const lags = []; // [time, lag] of the last two seconds
 let followed = null; // the face of the table and the chart: {track, seen, face}
 let panelAt = 0;
+let highest = 0, offset = 0; // the highest number a person got, and what it was when the server last began at 1
+
+// The server forgets who sends nothing for some seconds; no two persons of the CSV file shall have one number.
+function number({anew, faces}) {
+  if (anew) offset = highest;
+  for (const face of faces) highest = Math.max(highest, (face.track += offset));
+}
+
+function clear() {
+  shown.clear();
+  followed = null;
+  draw();
+  showNow();
+}
 
 function take({faces, size: [width, height]}, captured) {
   const now = performance.now();

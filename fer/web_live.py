@@ -29,7 +29,7 @@ from fer.faces import FaceDetector, create_detector, installed_yunet
 from fer.live import LivePipeline, TrackedFace
 from fer.recognizer import EmotionRecognizer, load_classifier
 from fer.records import FACE_COLUMNS
-from fer.shelf import available_checkpoints
+from fer.shelf import available_checkpoints, find_checkpoint
 from fer.web_common import HEIGHT, gr, status
 from fer.web_image import cards, read_upload
 
@@ -41,7 +41,9 @@ CSS = (_HERE / "web_live.css").read_text(encoding="utf-8")
 #: Frames in work at once: each uses several cores in part, the detector half of them.
 WORKERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 #: Visitors whose faces are remembered; a new one takes the place of the one who has been away longest.
-VISITORS = 256
+VISITORS = 64
+#: Seconds after which who sends no frame is forgotten, with the last frame.
+FORGET = 10
 #: Largest frame: characters of its data URL, and pixels of its longer side.
 MAX_CHARACTERS, MAX_SIDE = 2_000_000, 1920
 #: Longest smoothing that a visitor may choose, seconds.
@@ -87,7 +89,8 @@ class Recognizers:
         self._loaded_checkpoints: dict[str, Classifier] = {served.checkpoint.name: served.checkpoint}
         self._loaded_detectors: dict[str, FaceDetector] = {served.detector.name: served.detector}
         self._loading = threading.Lock()
-        self.checkpoints = list(dict.fromkeys([served.checkpoint.name, *available_checkpoints()]))
+        usable = (name for name in available_checkpoints() if config.runtime == "torch" or _exported(name))
+        self.checkpoints = list(dict.fromkeys([served.checkpoint.name, *usable]))
         to_be_had = ["retinaface", *(["yunet"] if config.detector_model or installed_yunet() else [])]
         self.detectors = list(dict.fromkeys([served.detector.name, *to_be_had]))
 
@@ -109,16 +112,22 @@ class Recognizers:
                     "yunet" if detector == "yunet" else "retinaface",
                     threshold=self._config.threshold,
                     model=self._config.detector_model if detector == "yunet" else None,
+                    max_side=self._config.max_side,
                     threads=self._config.threads,
                 )
             parts = self._loaded_checkpoints[checkpoint], self._loaded_detectors[detector]
         return EmotionRecognizer(*parts, tta=self._tta)
 
 
+def _exported(checkpoint: str) -> bool:
+    return any(find_checkpoint(checkpoint).glob("model*.onnx"))
+
+
 @dataclass
 class _Visitor:
     busy: bool = False
     pipeline: LivePipeline | None = None
+    parting: asyncio.TimerHandle | None = None
 
 
 class Visitors:
@@ -140,7 +149,8 @@ class Visitors:
             left: coroutine function that tells whether the visitor has gone.
 
         Returns:
-            ``size`` of the frame, ``faces``, and ``ms``, the milliseconds of each stage; or ``error``, a message.
+            ``size`` of the frame, ``faces``, ``anew`` (true: their numbers begin at 1 again) and ``ms``, the
+            milliseconds of each stage; or ``error``, a message.
         """
         arrived = time.monotonic()
         try:
@@ -156,6 +166,11 @@ class Visitors:
                 return await loop.run_in_executor(self._pool, self._answer, visitor, frame, arrived, waited)
         finally:
             visitor.busy = False
+            visitor.parting = asyncio.get_running_loop().call_later(FORGET, self._forget, frame["visitor"], visitor)
+
+    def _forget(self, key: str, visitor: _Visitor) -> None:
+        if self._visitors.get(key) is visitor:  # not another one who came after this one had lost the place
+            del self._visitors[key]
 
     def _enter(self, frame: Any) -> _Visitor:
         """The visitor who sent a frame, marked as busy."""
@@ -171,6 +186,8 @@ class Visitors:
         if visitor.busy:
             raise FerError("the frame before this one is still in work")
         visitor.busy = True
+        if visitor.parting:
+            visitor.parting.cancel()
         return visitor
 
     def _answer(self, visitor: _Visitor, frame: dict[str, Any], arrived: float, waited: float) -> dict[str, Any]:
@@ -181,7 +198,7 @@ class Visitors:
             decode = time.perf_counter() - start
         except FerError as error:
             return {"error": str(error)}
-        if visitor.pipeline is None:
+        if anew := visitor.pipeline is None:
             visitor.pipeline = LivePipeline.from_config(recognizer, self._config)
         pipeline = visitor.pipeline
         pipeline.recognizer = recognizer  # may change: faces keep their numbers
@@ -192,6 +209,7 @@ class Visitors:
         return {
             "size": [width, height],
             "faces": [_face(face) for face in result.faces],
+            "anew": anew,
             "ms": {stage: round(1000 * value, 1) for stage, value in seconds.items()},
         }
 

@@ -3,8 +3,10 @@
 import base64
 import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from fer.curve import RANKS, RankCurve, RankPoint
 from fer.emotions import EMOTIONS
 from fer.errors import FerError
 from fer.shelf import CONFIG, METRICS, available_checkpoints, find_checkpoint, read_json
-from fer.web_common import gr, status
+from fer.web_common import VIEWS, gr, status
 
 if TYPE_CHECKING:
     from fer.trl import TensorRegressionLayer
@@ -30,6 +32,8 @@ GUIDE_FC = (512 * 7 * 7 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 7
 TILES = 256
 CHART = (360, 230)
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
+#: Of the rank's slider before a card was read, and for a visitor whose session was lost: no card's own is above it.
+MAX_RANK = 1_000_000
 
 #: The model card's pictures and what they show; a checkpoint need not have them.
 PICTURES = {
@@ -103,6 +107,7 @@ class Card:
 
     Attributes:
         name: of the folder.
+        chosen: the shipped name or the folder that was asked for; commands take it.
         folder: where it lies.
         config: the network.
         metrics: contents of metrics.json; empty where it was not evaluated.
@@ -115,6 +120,7 @@ class Card:
     """
 
     name: str
+    chosen: str
     folder: Path
     config: ModelConfig
     metrics: dict[str, Any]
@@ -127,16 +133,22 @@ class Card:
 
     @classmethod
     def read(cls, name: str) -> "Card":
-        """The card of a shipped checkpoint or a folder.
+        """The card of a shipped checkpoint or a folder; made anew only when its files have changed.
 
         Raises:
             FerError: there is none, or its files are damaged.
         """
+        folder = find_checkpoint(name)
+        files = (folder / file for file in (CONFIG, METRICS, RANKS))
+        return cls._made(name, folder, tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files))
+
+    @classmethod
+    @lru_cache(16)
+    def _made(cls, name: str, folder: Path, _changed: tuple[int, ...]) -> "Card":
         import torch
 
         from fer.models import EmotionModel, create_head, layer_shapes, parameter_count
 
-        folder = find_checkpoint(name)
         config = from_dict(ModelConfig, read_json(folder / CONFIG).get("model", {}))
         metrics = read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
         with torch.device("meta"):
@@ -146,7 +158,7 @@ class Card:
         layers = [(layer, kind, tuple(output), size) for layer, kind, output, size in layer_shapes(model)]
         trunk, head = parameter_count(model.trunk), parameter_count(model.head)
         curve = RankCurve.read(folder) if (folder / RANKS).is_file() else None
-        return cls(folder.resolve().name, folder, config, metrics, tuple(shape), layers, trunk, head, fc, curve)
+        return cls(folder.resolve().name, name, folder, config, metrics, tuple(shape), layers, trunk, head, fc, curve)
 
     @property
     def dense(self) -> int:
@@ -159,6 +171,12 @@ class Card:
         from fer.models import TRL_HEADS
 
         return TRL_HEADS.get(self.config.head)
+
+    @property
+    def most(self) -> int:
+        """Of the rank's slider."""
+        own, layer = self.config.rank, self.layer
+        return 2 * max(layer.break_even_rank(self.shape, len(EMOTIONS)), own) if layer else own + 1
 
 
 def model_tab(checkpoint: str) -> None:
@@ -175,24 +193,26 @@ def model_tab(checkpoint: str) -> None:
         try:
             card = Card.read(name)
         except FerError as error:
-            return None, status(str(error), failed=True), gr.update(visible=False), gr.update(), gr.update(), "", ""
-        layer, own = card.layer, card.config
-        most = 2 * max(layer.break_even_rank(card.shape, len(EMOTIONS)), own.rank) if layer else own.rank + 1
+            return status(str(error), failed=True), gr.update(visible=False), gr.update(), gr.update(), "", ""
+        own = card.config
         return (
-            card,
             _measured(card) + _replaced(card),
-            gr.update(visible=layer is not None),
-            gr.update(value=own.rank, maximum=most),
+            gr.update(visible=card.layer is not None),
+            gr.update(value=own.rank, maximum=card.most),
             gr.update(value=own.tensor_dropout),
             _figure(card, own.rank, own.tensor_dropout, step),
             _layers(card),
         )
 
-    def draw(card: Card, rank: float, dropout: float, step: int) -> str:
-        return _figure(card, int(rank), dropout, step)
+    def draw(name: str, rank: float, dropout: float, step: int) -> str:
+        try:
+            card = Card.read(name)
+        except FerError as error:
+            return status(str(error), failed=True)
+        return _figure(card, min(int(rank), card.most), dropout, step)
 
-    def draw_again(card: Card, rank: float, dropout: float, step: int) -> tuple[int, str]:
-        return step + 1, draw(card, rank, dropout, step + 1)
+    def draw_again(name: str, rank: float, dropout: float, step: int) -> tuple[int, str]:
+        return step + 1, draw(name, rank, dropout, step + 1)
 
     with gr.Tab("Model") as tab:
         choice = gr.Dropdown(choices, value=served, label="Checkpoint", filterable=False)
@@ -200,20 +220,20 @@ def model_tab(checkpoint: str) -> None:
         with gr.Column() as lesson:
             gr.Markdown(_LESSON)
             with gr.Row(equal_height=True):
-                rank = gr.Slider(1, 2, value=1, step=1, label="Rank", min_width=240)
+                rank = gr.Slider(1, MAX_RANK, value=1, step=1, label="Rank", min_width=240)
                 dropout = gr.Slider(0, 0.9, value=0, step=0.05, label="Tensor dropout", min_width=240)
                 again = gr.Button("Next step", scale=0, min_width=150)
         figure = gr.HTML(apply_default_css=False, elem_classes="fer-result")
         layers = gr.HTML(apply_default_css=False, elem_classes="fer-result")
-        card, step = gr.State(None), gr.State(0)
+        step = gr.State(0)
         gr.on(
             [tab.select, choice.change],
             choose,
             [choice, step],
-            [card, summary, lesson, rank, dropout, figure, layers],
+            [summary, lesson, rank, dropout, figure, layers],
             api_visibility="private",
         )
-        settings = [card, rank, dropout, step]
+        settings = [choice, rank, dropout, step]  # no card: a session may be lost while its page stays open
         for slider in (rank, dropout):
             slider.input(
                 draw, settings, figure, show_progress="hidden", trigger_mode="always_last", api_visibility="private"
@@ -237,12 +257,12 @@ def _measured(card: Card) -> str:
     if "leak_free_accuracy" in metrics:
         figures.append(("without leaked images", f"{metrics['leak_free_accuracy']:.1%}"))
     figures += [("Macro-F1", f"{metrics['macro_f1']:.1%}"), ("Calibration error", f"{metrics['ece']:.3f}"), *size]
-    views = {"none": "", "flip": ", the mirrored view averaged in", "ten-crop": ", ten crops averaged"}
-    split = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}.get(metrics["split"], metrics["split"])
+    names = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"} if metrics["data"] == "FER2013" else {}
+    split = names.get(metrics["split"], metrics["split"])
     return _section(
         f"<h2>{escape(card.name)}</h2>{about}{_stats(figures)}"
         f"<p>On the {metrics['n']:,} images of {escape(metrics['data'])}'s {escape(split)}"
-        f"{views.get(metrics['tta'], '')}. Leaked images have a pixel-identical copy among the training images. "
+        f"{VIEWS.get(metrics['tta'], '')}. Leaked images have a pixel-identical copy among the training images. "
         "Macro-F1 counts rare expressions as much as frequent ones. The calibration error (ECE) is how far the "
         "probabilities are off, on average.</p>"
         f"<h2>By expression</h2>{_classes(metrics['per_class'])}{_plots(card)}"
@@ -369,7 +389,7 @@ def _accuracy(card: Card, rank: int) -> str:
     if curve is None:
         own = card.metrics.get("leak_free_accuracy")
         here = f"This checkpoint, of rank {card.config.rank:,}, reaches {own:.1%}. " if own else ""
-        command = f"<code>fer rank {escape(card.name)} --publish</code>"
+        command = f"<code>fer rank {escape(shlex.quote(card.chosen))} --publish</code>"
         return f"{here}Its accuracy at other ranks was not measured: {command} does."
     if rank == curve.full_rank:
         return f"This is the checkpoint's own rank: {curve.full_leak_free:.1%} right, without leaked images."

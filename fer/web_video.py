@@ -78,6 +78,8 @@ def video_tab(recognizer: EmotionRecognizer, config: TrackingConfig, uploads: Pa
         except FerError as error:
             message = str(error).replace(str(path), upload.get("orig_name") or "the video")
             yield _page(status(message, failed=True))
+        except OSError as error:  # the disk is full
+            yield _page(status(f"The result cannot be written: {error.strerror or error}", failed=True))
         finally:
             cancelled.pop(request.session_hash, None)
 

@@ -183,6 +183,8 @@ def test_large_images_are_read_and_huge_ones_refused() -> None:
     assert read_image(large).shape == (9_500, 10_000, 3)
     with pytest.raises(ImageError, match="60000 x 60000 pixels are too many, at most 200 million"):
         read_image(b"P5 60000 60000 255\n")
+    with pytest.raises(ImageError, match="10000 x 9500 pixels are too many, at most 50 million"):
+        read_image(large, max_pixels=50_000_000)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 

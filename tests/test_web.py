@@ -5,17 +5,17 @@ import csv
 import io
 import os
 import re
+import signal
 import socket
+import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import anyio
-import gradio.route_utils
 import numpy as np
 import pytest
 import skimage.data
@@ -30,7 +30,7 @@ from fer.config import AppConfig
 from fer.emotions import EMOTIONS
 from fer.errors import CheckpointError, ConfigError
 from fer.predict import COLUMNS, record
-from fer.web import launch, start
+from fer.web import launch, private_folder, start
 from fer.web_image import PICTURES
 
 PHOTO = skimage.data.astronaut()  # (512, 512, 3), public domain, one face
@@ -40,7 +40,7 @@ EYES = ((205, 101), (247, 103))
 @pytest.fixture(scope="module")
 def recognizer(recognizer: EmotionRecognizer) -> EmotionRecognizer:
     """One that was evaluated."""
-    metrics = {"data": "FER2013", "split": "val", "accuracy": 0.71, "leak_free_accuracy": 0.7}
+    metrics = {"data": "FER2013", "split": "val", "tta": "flip", "accuracy": 0.71, "leak_free_accuracy": 0.7}
     return EmotionRecognizer(replace(recognizer.checkpoint, metrics=metrics), recognizer.detector)
 
 
@@ -90,6 +90,10 @@ def png(image: Any) -> bytes:
     return stream.getvalue()
 
 
+def data_url(image: Any) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+
+
 def test_predict_gives_each_face(client: Client, photo: Path, recognizer: EmotionRecognizer) -> None:
     (face,) = client.predict(handle_file(photo), api_name="/predict")
     x, y, width, height = face["box"]
@@ -118,6 +122,13 @@ def test_predict_says_what_is_wrong(client: Client, tmp_path: Path) -> None:
         client.predict(None, api_name="/predict")
     with pytest.raises(AppError, match="expected an uploaded file or a data URL"):
         client.predict({"url": "http://127.0.0.1/photo.jpg"}, api_name="/predict")
+    for nonsense in ("a string", {"path": 5}, {"path": None}, {"path": "a.png", "orig_name": 5}):
+        with pytest.raises(AppError, match="expected an uploaded file or a data URL"):
+            client.predict(nonsense, api_name="/predict")
+    with pytest.raises(AppError, match="the image was not uploaded"):
+        client.predict({"path": "a\0b"}, api_name="/predict")
+    with pytest.raises(AppError, match="30000 x 2000 pixels are too many, at most 50 million"):
+        client.predict({"url": data_url(np.zeros((2000, 30_000), bool))}, api_name="/predict")
     with pytest.raises(AppError, match="cannot read the data URL"):
         client.predict({"url": "data:image/png;base64,?"}, api_name="/predict")
 
@@ -198,7 +209,9 @@ def test_nothing_is_asked_outside(recognizer: EmotionRecognizer, photo: Path, mo
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there; this machine needs no proxy
     monkeypatch.setenv("no_proxy", "")
     app = start(recognizer, AppConfig(port=0))
-    assert "It agrees with 70% of the labels" in get(app.local_url).text
+    page = get(app.local_url).text
+    assert "It agrees with 70% of the labels" in page
+    assert "val split, the mirrored view averaged in, unlike here." in page
     data = [{"path": None, "url": f"data:image/png;base64,{base64.b64encode(photo.read_bytes()).decode()}"}]
     call = f"{app.local_url}gradio_api/call/predict"
     event = post(call, json={"data": data}).json()["event_id"]
@@ -208,27 +221,20 @@ def test_nothing_is_asked_outside(recognizer: EmotionRecognizer, photo: Path, mo
 
 
 @pytest.fixture
-def clean_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Pages keep uploads in ``tmp_path`` and for a second only; this lets them begin to delete: a slow machine may take
+def clean_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Pages keep uploads in ``tmp_path``, and from when this is called for a second only: a slow machine may take
     longer than that to read them."""
-    allowed, delete = threading.Event(), gradio.route_utils.delete_files_created_by_app
-
-    def wait_and_delete(*args: Any, **kwargs: Any) -> None:
-        allowed.wait(PATIENCE)
-        delete(*args, **kwargs)
-
-    monkeypatch.setattr(gradio.route_utils, "delete_files_created_by_app", wait_and_delete)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    monkeypatch.setattr("fer.web.CLEAN_EVERY", 1)
-    monkeypatch.setattr("fer.web.KEEP", 1)
-    return allowed
+    monkeypatch.setattr("fer.web.CLEAN_EVERY", 0.1)
+    with private_folder():
+        yield lambda: monkeypatch.setattr("fer.web.KEEP", 1)
 
 
 def test_pictures_are_deleted(
     recognizer: EmotionRecognizer,
     photo: Path,
     tmp_path: Path,
-    clean_up: threading.Event,
+    clean_up: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -237,8 +243,10 @@ def test_pictures_are_deleted(
     talk_to(app.local_url).predict(handle_file(photo), api_name="/predict")
     show(app.local_url, upload(app.local_url, ("a.png", png(PHOTO))))
     assert {file.name for file in files_in(tmp_path)} == {photo.name, "a.png"}  # answers are not written at all
-    clean_up.set()
-    wait_for(lambda: not files_in(tmp_path), lambda: files_in(tmp_path))
+    clean_up()
+    wait_for(lambda: not left_in(tmp_path), lambda: left_in(tmp_path))
+    upload(app.local_url, ("b.png", png(PHOTO)))
+    wait_for(lambda: not left_in(tmp_path), lambda: left_in(tmp_path))  # not only once
     app.close(verbose=False)
 
 
@@ -246,16 +254,46 @@ def files_in(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
+def left_in(folder: Path) -> list[Path]:
+    """Files and folders that pages keep; a folder's name tells, as a hash, which picture it held."""
+    return list(folder.glob("*/*"))
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])  # Ctrl+C, and what systemd and Docker send
+def test_nothing_is_left_when_the_server_ends(ending: signal.Signals, tmp_path: Path) -> None:
+    """And no other user of the machine can read what is there until then."""
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # CI may start jobs that do not
+    command = [sys.executable, "-c", f"{hear}; from fer.cli import main; raise SystemExit(main())", "app"]
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path / "new")}
+    with subprocess.Popen(
+        [*command, "--checkpoint", "guide-cnn", "--device", "cpu", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as app:
+        try:
+            assert app.stdout is not None
+            (url,) = re.findall(r"http://\S+", app.stdout.readline())
+            upload(url, ("a.png", png(PHOTO)))
+            (folder,) = (tmp_path / "new").iterdir()
+            assert folder.stat().st_mode & 0o777 == 0o700
+            assert [file.name for file in files_in(folder)] == ["a.png"]
+            app.send_signal(ending)
+            assert app.wait(PATIENCE) == 0
+        finally:
+            app.kill()
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_assistants_get_the_same_as_a_tool(
-    recognizer: EmotionRecognizer, tmp_path: Path, clean_up: threading.Event, monkeypatch: pytest.MonkeyPatch
+    recognizer: EmotionRecognizer, tmp_path: Path, clean_up: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real MCP client over HTTP; what it sends is deleted as well."""
     mcp = pytest.importorskip("mcp", reason="needs the extra mcp: pip install fer-trl[mcp]")
     http = pytest.importorskip("mcp.client.streamable_http")
-    monkeypatch.setattr("gradio.mcp.DEFAULT_TEMP_DIR", str(tmp_path))  # read when gradio was imported
     monkeypatch.setenv("no_proxy", "")
     app = start(recognizer, AppConfig(port=0, mcp=True))
-    image = f"data:image/png;base64,{base64.b64encode(png(PHOTO)).decode()}"
+    image = data_url(PHOTO)
 
     async def talk() -> tuple[Any, list[Any]]:
         async with (
@@ -278,8 +316,8 @@ def test_assistants_get_the_same_as_a_tool(
     assert all(refusal.isError for refusal in refusals)
     assert "is not an image" in refusals[0].content[0].text
     assert files_in(tmp_path)
-    clean_up.set()
-    wait_for(lambda: not files_in(tmp_path), lambda: files_in(tmp_path))
+    clean_up()
+    wait_for(lambda: not left_in(tmp_path), lambda: left_in(tmp_path))
     app.close(verbose=False)
 
 
@@ -294,7 +332,7 @@ def test_address_is_checked_before_the_model_is_loaded() -> None:
         port = server.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1 port {port}:.* choose another"):
             launch(AppConfig("there is none", port=port))
-    for host in ("nowhere.invalid", "192.0.2.1"):
+    for host in ("nowhere.invalid", "192.0.2.1", "a..b"):
         with pytest.raises(ConfigError, match=f"cannot listen on {host} port 0"):
             launch(AppConfig("there is none", host=host, port=0))
     with pytest.raises(ConfigError, match="port must be 0 to 65535"):

@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -123,11 +125,45 @@ def test_visitors_are_remembered_and_bounded(visitors: Visitors, monkeypatch: py
     elsewhere = FRAME | {"image": jpeg(np.roll(PHOTO, 256, axis=1))}
     assert [ask(visitors, frame)[0]["faces"][0]["track"] for frame in (FRAME, elsewhere, elsewhere)] == [1, 2, 2]
     ask(visitors, FRAME | {"visitor": "the second"})
-    assert ask(visitors, elsewhere)[0]["faces"][0]["track"] == 2
+    (again,) = ask(visitors, elsewhere)
+    assert (again["faces"][0]["track"], again["anew"]) == (2, False)
     ask(visitors, FRAME | {"visitor": "the third"})  # in the place of the second, who has been away longer
     assert ask(visitors, elsewhere)[0]["faces"][0]["track"] == 2
     ask(visitors, FRAME | {"visitor": "the fourth"}, FRAME | {"visitor": "the fifth"})
     assert ask(visitors, elsewhere)[0]["faces"][0]["track"] == 1
+
+
+def test_idle_visitors_are_forgotten(visitors: Visitors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page says that no frame is kept; the last one would stay for as long as the server runs."""
+    monkeypatch.setattr(web_live, "FORGET", 0.01)
+
+    async def leave() -> None:
+        assert (await visitors.analyse(FRAME, here))["anew"]
+        end = time.monotonic() + PATIENCE
+        while visitors._visitors and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(leave())
+    assert not visitors._visitors
+
+
+def test_detector_of_choice_keeps_to_the_settings(recognizer: EmotionRecognizer, gate: "Gate") -> None:
+    served = EmotionRecognizer(recognizer.checkpoint, gate)
+    detectors = [
+        Recognizers(served, replace(CONFIG, max_side=side)).get("guide-cnn", "retinaface").detector
+        for side in (512, 64)
+    ]
+    assert [len(detector.detect(PHOTO)) for detector in detectors] == [1, 0]
+
+
+def test_only_exported_checkpoints_are_offered_without_pytorch(
+    recognizer: EmotionRecognizer, exported: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a visitor would choose one and be told a path of the server."""
+    monkeypatch.setattr(web_live, "available_checkpoints", lambda: [str(exported), str(checkpoint)])
+    config = replace(CONFIG, runtime="onnx", device="auto")
+    assert Recognizers(recognizer, config).checkpoints == ["guide-cnn", str(exported)]
+    assert Recognizers(recognizer, CONFIG).checkpoints == ["guide-cnn", str(exported), str(checkpoint)]
 
 
 def test_models_and_detectors_are_loaded_once(recognizer: EmotionRecognizer) -> None:

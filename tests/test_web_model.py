@@ -39,19 +39,20 @@ class Page:
         self.names = {c["props"].get("label", c["props"].get("value")): c["id"] for c in config["components"]}
         self.events = {(tuple(target)): d["id"] for d in config["dependencies"] for target in d["targets"]}
 
-    def ask(self, label: str, trigger: str, data: list[Any]) -> Any:
-        output = answer(self.url, self.events[self.names[label], trigger], data)["output"]
+    def ask(self, label: str, trigger: str, data: list[Any], visitor: str = "visitor") -> Any:
+        output = answer(self.url, self.events[self.names[label], trigger], data, visitor)["output"]
         return output.get("data") or output["error"]
 
     def choose(self, name: str) -> tuple[str, Any, str, str]:
         """The card, the settings of the rank's slider, the figure, and the layers."""
         answer = self.ask("Checkpoint", "change", [name, None])
         assert isinstance(answer, list), answer
-        _, card, _, rank, _, figure, layers = answer
+        self.chosen = name
+        card, _, rank, _, figure, layers = answer
         return unescape(card), rank, unescape(figure), unescape(layers)
 
     def move(self, rank: int, dropout: float) -> str:
-        return unescape(self.ask("Rank", "input", [None, rank, dropout, None])[0])
+        return unescape(self.ask("Rank", "input", [self.chosen, rank, dropout, None])[0])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         POINT | {"rank": 16, "parameters": 5335, "retrained_leak_free": 0.6},
     ]
     full = {"rank": 4, "accuracy": 0.6, "leak_free_accuracy": 0.55}
-    record = {"checkpoint": "mine", "n": 10, "split": "val", "full": full, "ranks": points}
+    record = {"checkpoint": "mine", "data": "FER2013", "n": 10, "split": "val", "full": full, "ranks": points}
     (folder / "ranks.json").write_text(json.dumps(record))
     return folder
 
@@ -133,7 +134,7 @@ def test_nothing_is_claimed_without_measurements(page: Page, folder: Path, tmp_p
     (tmp_path / "copy" / "ranks.json").unlink()
     with served(tmp_path / "copy") as unmeasured:
         _, _, figure, _ = unmeasured.choose(str(tmp_path / "copy"))
-    assert "was not measured: <code>fer rank copy --publish</code>" in figure
+    assert f"was not measured: <code>fer rank {tmp_path / 'copy'} --publish</code>" in figure
     assert "%" not in figure.partition("<svg")[0].partition("Up to rank")[2]
 
 
@@ -146,9 +147,20 @@ def test_dropout_drops_its_share(page: Page, folder: Path) -> None:
         assert dropped == pytest.approx(100 * dropout, abs=4 * (100 * dropout * (1 - dropout)) ** 0.5)
         assert f"{100 - dropped} of 100 terms take part" in figure
         assert f"counts {1 / (1 - dropout):.2f} times" in figure
-    now, (_, after) = page.move(100, 0.5), page.ask("Next step", "click", [None, 100, 0.5, None])
+    now, (_, after) = page.move(100, 0.5), page.ask("Next step", "click", [str(folder), 100, 0.5, None])
     assert unescape(after) != now
     assert unescape(after) == page.move(100, 0.5)
+
+
+def test_sliders_outlive_the_session(page: Page, folder: Path) -> None:
+    """The server forgets a visitor whose connection breaks for a moment, while the page stays open."""
+    page.choose(str(folder))
+    (figure,) = page.ask("Rank", "input", [str(folder), 100, 0.5, None], "forgotten")
+    assert "100 × (256 + 3 + 3 + 7)" in unescape(figure)
+    _, after = page.ask("Next step", "click", [str(folder), 100, 0.5, None], "forgotten too")
+    assert after != figure
+    (most,) = page.ask("Rank", "input", [str(folder), 500_000, 0, None], "forgotten")
+    assert "118 × (256 + 3 + 3 + 7)" in unescape(most)  # where the card's own slider ends
 
 
 @pytest.mark.parametrize(("head", "told"), [
@@ -178,6 +190,7 @@ def test_damaged_card_says_so(page: Page, folder: Path) -> None:
     content = (folder / "config.json").read_text()
     (folder / "config.json").write_text("{")
     try:
-        assert "cannot read" in page.ask("Checkpoint", "change", [str(folder), None])[1]
+        assert "cannot read" in page.ask("Checkpoint", "change", [str(folder), None])[0]
+        assert "cannot read" in page.ask("Rank", "input", [str(folder), 1, 0, None])[0]
     finally:
         (folder / "config.json").write_text(content)

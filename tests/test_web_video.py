@@ -4,7 +4,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,18 @@ def test_cut_off_film(page: Page, film: Path, tmp_path: Path) -> None:
     assert 'role="alert"' in said
     assert "fer-people" in said
     assert 2 < len(frame_times(page.fetch(video, tmp_path / "v.mp4"))) < 25
+
+
+def test_full_disk(page: Page, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the tab would wait for ever, with its button locked."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, a file that no byte fits into")
+    upload = page.upload(film)
+    (tmp_path / "faces.csv").symlink_to("/dev/full")
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **_: nullcontext(str(tmp_path)))
+    said, *_, start, cancel = page.result(upload)
+    assert "cannot be written: No space left on device" in said
+    assert (start["interactive"], cancel["interactive"]) == (True, False)
 
 
 def test_long_films_are_cut(page: Page, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

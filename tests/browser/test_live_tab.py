@@ -44,6 +44,14 @@ LOOK = """() => {
 }"""
 
 
+#: How many pixels of the overlay are not transparent.
+DRAWN = """() => {
+  const overlay = document.querySelector(".fer-overlay"), {width, height} = overlay;
+  const pixels = overlay.getContext("2d").getImageData(0, 0, width, height).data;
+  return pixels.filter((value, i) => i % 4 == 3 && value).length;
+}"""
+
+
 @pytest.fixture(scope="module")
 def offline() -> EmotionRecognizer:
     """The page's recogniser, without the page."""
@@ -259,8 +267,24 @@ def test_server_is_away_for_a_moment(visit: Visit) -> None:
     page.route("**/component_server/", lambda route: route.fulfill(status=200, json={"error": "it is too busy"}))
     expect(page.locator(".fer-pace")).to_have_text("it is too busy")
     expect(page.locator(".fer-heard")).to_have_text("it is too busy")
+    expect(page.locator(".fer-who")).to_have_text("Nobody in view")
+    assert page.evaluate(DRAWN) == 0  # an old box would stay over a picture that moves on
     page.unroute("**/component_server/")
     expect(page.locator(".fer-pace")).to_contain_text("behind")
+    expect(page.locator(".fer-who")).to_contain_text("Person")
+    page.route("**/component_server/", lambda _: None)  # it takes the frame and stays silent
+    expect(page.locator(".fer-who")).to_have_text("Nobody in view")
+    assert page.evaluate(DRAWN) == 0
+
+
+def test_no_two_persons_have_one_number(visit: Visit) -> None:
+    """The server forgets who is away for some seconds, and begins at 1 again; the CSV file goes on."""
+    page = visit()
+    begin(page)
+    ((_, answer),) = exchanges(page, 1)
+    highest = max(face["track"] for face in answer["faces"])
+    page.route("**/component_server/", lambda route: route.fulfill(status=200, json=answer | {"anew": True}))
+    expect(page.locator(".fer-who")).to_have_text(re.compile(rf"Person (?!{highest}:)[2-9]\d*:"))
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
