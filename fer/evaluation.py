@@ -23,7 +23,7 @@ from fer.errors import ConfigError, DatasetError
 from fer.inference import predict_logits, softmax
 from fer.metrics import fit_temperature, reliability, summarize
 from fer.models import EmotionModel
-from fer.shelf import CONFIG, METRICS
+from fer.shelf import CONFIG, METRICS, make_folder
 from fer.trl import TensorRegressionLayer
 
 mpl.use("Agg")
@@ -201,12 +201,10 @@ def _make_room(output: Path | None, predictions: Path | None) -> None:
     """Make the folders that results go to, before anything is measured."""
     if predictions is not None and predictions.is_dir():
         raise ConfigError(f"--predictions must name a file; {predictions} is a folder")
-    for folder in (output, predictions and predictions.parent):
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error.strerror}") from error
+    if predictions is not None:
+        make_folder(predictions.parent, "--predictions")
+    if output is not None:
+        make_folder(output, "--output")
 
 
 def _write_predictions(probabilities: NDArray[np.float32], labels: NDArray[np.int64], file: Path) -> None:

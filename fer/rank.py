@@ -24,6 +24,7 @@ from fer.errors import ConfigError
 from fer.evaluation import check_data, check_derivable, write_derived
 from fer.heads import HeadData, as_linear, fit_linear, head_data, head_logits, shares_right, train_head, with_head
 from fer.models import TRL_HEADS, create_head, parameter_count
+from fer.shelf import make_folder
 from fer.trl import TensorRegressionLayer
 
 mpl.use("Agg")
@@ -52,10 +53,7 @@ def rank(name: str, config: RankConfig) -> int:
     checkpoint, data = _prepare(name, config)
     _own_head(checkpoint)
     output = config.output or Path(f"runs/rank-{checkpoint.name}")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {output}: {error.strerror}; choose another --output") from error
+    make_folder(output, "--output")
     needed = config if config.retrain else dataclasses.replace(config, views=1)
     features = head_data(checkpoint.model, data, needed, checkpoint.config.training, config.tta)
     curve, heads = rank_curve(checkpoint, features, config)
@@ -68,10 +66,9 @@ def rank(name: str, config: RankConfig) -> int:
     _tell(console, curve, config.loss, chosen)
     if not config.publish:
         console.print(f"{output / RANKS}, {output / PLOT}; --publish puts both into {checkpoint.folder} too")
-    if config.write is not None and chosen is not None:
+    if chosen is not None:
         model = dataclasses.replace(checkpoint.config.model, rank=chosen.rank)
         _write(checkpoint, data, model, heads[chosen.rank], f"rank{chosen.rank}", config)
-        console.print(config.write)
     return 0
 
 
@@ -167,14 +164,11 @@ def convert(name: str, config: ConvertConfig) -> int:
         train_head(tuned, features, config, seed=config.seed, caption="fine-tuning")
         if add(f"after {config.epochs} epochs of fine-tuning", tuned) >= before:
             layer = tuned
-    console = Console()
-    console.print(table)
-    if config.write is not None:
-        model = dataclasses.replace(
-            checkpoint.config.model, head=config.head, rank=config.rank, tensor_dropout=config.tensor_dropout
-        )
-        _write(checkpoint, data, model, layer, config.head, config)
-        console.print(config.write)
+    Console().print(table)
+    model = dataclasses.replace(
+        checkpoint.config.model, head=config.head, rank=config.rank, tensor_dropout=config.tensor_dropout
+    )
+    _write(checkpoint, data, model, layer, config.head, config)
     return 0
 
 
@@ -213,11 +207,13 @@ def _write(
     suffix: str,
     config: RankConfig | ConvertConfig,
 ) -> None:
-    """A whole checkpoint with another head: weights, temperature, figures, plots and card."""
-    assert config.write is not None  # noqa: S101  # the caller asked
+    """A whole checkpoint with another head, if one is wanted: weights, temperature, figures, plots and card."""
+    if config.write is None:
+        return
     record = Config(f"{checkpoint.name}-{suffix}", model, checkpoint.config.training)
     network = with_head(checkpoint.model, head, model)
     write_derived(config.write, network, record, checkpoint, data, device=config.device)
+    Console().print(config.write)
 
 
 def _render(curve: RankCurve, config: RankConfig, chosen: RankPoint | None) -> Table:

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fer.errors import CheckpointError
+from fer.errors import CheckpointError, ConfigError
 
-__all__ = ["CONFIG", "METRICS", "WEIGHTS", "available_checkpoints", "find_checkpoint", "read_json"]
+__all__ = ["CONFIG", "METRICS", "WEIGHTS", "available_checkpoints", "find_checkpoint", "make_folder", "read_json"]
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -17,6 +17,18 @@ def _shelves() -> list[Path]:
     """Folders that hold shipped checkpoints: inside an installed package, or beside it in a clone."""
     here = Path(__file__).resolve().parent
     return [shelf for shelf in (here / "checkpoints", here.parent / "checkpoints") if shelf.is_dir()]
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make the folder that an option names, before work is spent on what belongs there.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another {option}") from error
 
 
 def available_checkpoints() -> list[str]:

@@ -37,6 +37,7 @@ from fer.heads import head_logits, with_head
 from fer.inference import predict_logits
 from fer.models import EmotionModel, create_model, load_imagenet_trunk
 from fer.preprocessing import prepare
+from fer.shelf import make_folder
 from fer.teachers import teachers_answers
 
 __all__ = ["fit"]
@@ -92,7 +93,7 @@ class Run:
             )
         _set_threads(cfg.threads)
         run = cls(config, _accelerator(cfg))
-        run.make_folder()
+        make_folder(run.folder, "--output")
         if cfg.resume:
             run.resume()
         run.accelerator.wait_for_everyone()
@@ -174,21 +175,10 @@ class Run:
         if self.accelerator.is_main_process and not (cfg.resume and file.is_file()):
             with self.accelerator.autocast():
                 answers = teachers_answers(images, cfg, self.accelerator.device.type)
-            self.make_folder()
+            make_folder(self.folder, "--output")
             np.save(file, answers)
         kept: NDArray[np.float32] = np.load(file)
         return kept
-
-    def make_folder(self) -> None:
-        """Make the run's folder, before hours are spent on what belongs there.
-
-        Raises:
-            ConfigError: it cannot be made.
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write to {self.folder}: {error.strerror}; choose another --output") from error
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
